@@ -1,0 +1,204 @@
+"""The client: a message is built, encoded and appended to the outbox; the flusher is woken."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from outtray import consent, journal
+from outtray import settings as settings_module
+from outtray.delivery import flusher
+from outtray.encoding import as_properties, encode, new_message_id, timestamp_text
+from outtray.errors import MessageTooLarge, OuttrayError
+from outtray.outbox import store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any
+    from uuid import UUID
+
+    from outtray.enums import AnalyticsEvent
+    from outtray.settings import Settings
+
+
+class Client:
+    """Stores messages for one application.
+
+    With *send* False messages are encoded and returned but not stored. *timeout* is upstream's argument: no
+    call waits for the network here, the deadline of a request is the setting of that name. *settings* are by
+    default the ones of the default application, as `configure` left them.
+
+    Each method returns whether the message was committed, and the encoded message. Keyword arguments that
+    upstream does not have: *message_id* (text, by default a new UUIDv7) and *timestamp* (a datetime, Unix
+    seconds or ISO text, by default now).
+    """
+
+    def __init__(self, send: bool = True, timeout: int = 15, *, settings: Settings | None = None) -> None:
+        self.send = send
+        self.timeout = timeout
+        self._given = settings
+        self._line: _Line | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._given or settings_module.current()
+
+    @property
+    def last_id(self) -> int | None:
+        """The id of the message that this client stored last, None before the first."""
+        return self._line.last_id if self._line is not None else None
+
+    def identify(
+        self,
+        user_id: UUID,
+        traits: dict[Any, Any] | None,
+        *,
+        message_id: str | None = None,
+        timestamp: datetime | float | str | None = None,
+    ) -> tuple[bool, str]:
+        """Attach *traits* to a user."""
+        message = {"user_id": user_id, "traits": as_properties(traits), "type": "identify"}
+        return self._store(message, "identify", message_id, timestamp)
+
+    def alias(
+        self,
+        user_id: UUID,
+        previous_id: UUID,
+        *,
+        message_id: str | None = None,
+        timestamp: datetime | float | str | None = None,
+    ) -> tuple[bool, str]:
+        """Say that *previous_id* is the same user as *user_id*."""
+        message = {"user_id": user_id, "previous_id": previous_id, "type": "alias"}
+        return self._store(message, "alias", message_id, timestamp)
+
+    def track(
+        self,
+        user_id: UUID,
+        event: AnalyticsEvent | str,
+        properties: dict[Any, Any] | None,
+        *,
+        message_id: str | None = None,
+        timestamp: datetime | float | str | None = None,
+        despite_denial: bool = False,
+    ) -> tuple[bool, str]:
+        """Record an event. *despite_denial* lets it pass a denied consent; see the setting `consent_events`."""
+        name = str.__str__(event) if isinstance(event, str) else str(event)
+        message = {"user_id": user_id, "event": name, "properties": as_properties(properties), "type": "track"}
+        return self._store(message, name, message_id, timestamp, despite_denial)
+
+    def group(
+        self,
+        user_id: UUID,
+        group_id: UUID,
+        traits: dict[Any, Any] | None,
+        *,
+        message_id: str | None = None,
+        timestamp: datetime | float | str | None = None,
+    ) -> tuple[bool, str]:
+        """Put a user into a group that has *traits*."""
+        message = {"user_id": user_id, "group_id": group_id, "traits": as_properties(traits), "type": "group"}
+        return self._store(message, "group", message_id, timestamp)
+
+    def store_foreign(self, message: dict[str, Any]) -> tuple[bool, str]:
+        """Store a message that another client made, with the id and timestamp that it may lack."""
+        kind = message.get("type", "message")
+        event = message.get("event", kind)
+        return self._store(dict(message), str(event), message.get("message_id"), message.get("timestamp"))
+
+    def _store(
+        self,
+        message: dict[str, Any],
+        event: str,
+        message_id: str | None,
+        timestamp: datetime | float | str | None,
+        despite_denial: bool = False,
+    ) -> tuple[bool, str]:
+        settings = self.settings
+        now = time.time()
+        message.setdefault("debug", settings.debug)
+        message["message_id"] = message_id = str(message_id) if message_id else new_message_id()
+        message["timestamp"] = timestamp_text(now) if timestamp is None else _given_timestamp(timestamp, now)
+        text = encode(message)
+        if not self.send:
+            return True, text
+        line = self._line
+        if line is None or line.settings is not settings:
+            line = self._line = _Line(settings)
+        if consent.disabled.get() or (line.consent.state == consent.DENIED and not despite_denial):
+            return False, text
+        return line.append(message_id, event, text, now), text
+
+
+class _Line:
+    """What the messages of one application go through: its outbox and the flusher behind it."""
+
+    def __init__(self, settings: Settings) -> None:
+        for problem in settings.problems:
+            journal.setting_passed_over(problem)
+        self.settings = settings
+        self.consent = consent.decide(settings)
+        self.last_id: int | None = None
+        self._outbox = store.shared(settings.directory, destination=settings.destination, max_bytes=settings.max_bytes)
+        self._flusher = flusher.shared(self._outbox, settings)
+
+    def append(self, message_id: str, event: str, text: str, now: float) -> bool:
+        """Commit the message and wake the flusher; False, and counted, where the outbox does not take it."""
+        try:
+            self._require_size(text)
+            local = self.consent.state == consent.LOCAL
+            id = self._outbox.append(_searchable(message_id), _searchable(event), text, accepted_at=now, local=local)
+        except OuttrayError as error:
+            reason = getattr(error, "reason", "error")
+            journal.refused(reason, error)
+            self._outbox.count(reason)
+            return False
+        if self.last_id is None:
+            self._tell_drainers()
+        self.last_id = id
+        self._flusher.wake()
+        return True
+
+    def _require_size(self, text: str) -> None:
+        limit = self.settings.max_message_bytes
+        if len(text) * 4 > limit and (size := len(text.encode())) > limit:
+            raise MessageTooLarge(f"a message of {size} bytes is above max_message_bytes={limit}")
+
+    def _tell_drainers(self) -> None:
+        """Store what a drainer that knows nothing of this program needs."""
+        known = self.settings.to_store()
+        if not known:
+            return
+        try:
+            self._outbox.set_meta(store.DELIVERY_SETTINGS, json.dumps(known, sort_keys=True))
+        except OuttrayError as error:
+            journal.failed("storing the delivery settings", error)
+
+
+def _searchable(text: str) -> str:
+    """Return *text* as it stands in the encoded message, so that it can be stored and found."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _given_timestamp(given: datetime | float | str, now: float) -> str:
+    """Return the caller's timestamp in our form; *now* where it is none."""
+    datetime_module = sys.modules["datetime"]  # sqlite3 has loaded it
+    try:
+        if isinstance(given, str):
+            given = datetime_module.datetime.fromisoformat(given)
+        if isinstance(given, datetime_module.datetime):
+            given = given.timestamp()
+        return timestamp_text(float(given))  # type: ignore[arg-type]
+    except (ValueError, TypeError, OverflowError, OSError) as error:
+        journal.failed("reading a timestamp", error)
+        return timestamp_text(now)
+
+
+default_client = Client()

@@ -1,0 +1,1 @@
+"""Getting messages from the outbox to their destination."""

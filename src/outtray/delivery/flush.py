@@ -1,0 +1,186 @@
+"""Draining in the foreground, with a bound: what `outtray.flush()` and `python -m outtray flush` do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from outtray.delivery.drain import Drain
+from outtray.delivery.lock import DrainLock
+from outtray.errors import Held, OutboxError, SettingsError
+from outtray.outbox.upkeep import prune
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outtray.outbox.store import Outbox
+    from outtray.settings import Settings
+
+POLL = 0.02
+"""Seconds between two looks at what another drainer does."""
+
+
+@dataclass(frozen=True)
+class FlushReport:
+    """What a flush did.
+
+    *outcome* is "drained" (nothing is due any more), "timeout", "limit", "postponed", "held" (url, key or
+    receiver must be put right), "not configured", "busy" (another drainer is at work), "stalled" (it is
+    stopped; *pid* names it), "denied" (consent forbids sending) or "failed" (the outbox cannot be used).
+    *delivered* and *dead* count messages of this flush; *reason* is a line for people; *wait* the seconds
+    until the next attempt.
+    """
+
+    outcome: str
+    delivered: int = 0
+    dead: int = 0
+    reason: str = ""
+    wait: float | None = None
+    pid: int | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that the flush was to deliver is settled."""
+        return self.outcome == "drained"
+
+
+class _Run:
+    """One foreground flush; see `flush` for the arguments."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        settings: Settings,
+        *,
+        timeout: float | None,
+        until_id: int | None,
+        heed_wait: bool,
+        sleep_through: bool,
+        limit: int | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._outbox = outbox
+        self._settings = settings
+        self._end = float("inf") if timeout is None else time.monotonic() + timeout
+        self._until_id = until_id
+        self._heed_wait = heed_wait
+        self._sleep_through = sleep_through
+        self._limit = limit
+        self._progress = progress
+        self._lock = DrainLock(outbox.directory)
+        self._delivered = 0
+        self._dead = 0
+
+    def go(self) -> FlushReport:
+        try:
+            other = self._wait_for_lock()
+            return self._drain() if other is None else other
+        except SettingsError as error:
+            return self._report("not configured", str(error))
+        except (OutboxError, OSError) as error:
+            return self._report("failed", str(error))
+        finally:
+            self._lock.release()
+
+    def _wait_for_lock(self) -> FlushReport | None:
+        """Take the lock and return None, or the report where another drainer has it."""
+        patience = 2 * self._settings.timeout
+        beat, still_since = None, time.monotonic()
+        while not self._lock.try_acquire():
+            pid, latest = self._lock.holder()
+            now = time.monotonic()
+            if self._is_settled():
+                return self._report("drained")
+            if beat is not None and latest != beat and self._until_id is None:
+                return self._report("busy", f"process {pid} is delivering", pid=pid)
+            if latest != beat:
+                beat, still_since = latest, now
+            if now - still_since >= patience:
+                return self._report("stalled", f"process {pid} holds the drain lock and does not move", pid=pid)
+            if now >= self._end:
+                return self._report("timeout", f"process {pid} is still delivering", pid=pid)
+            time.sleep(POLL)
+        return None
+
+    def _drain(self) -> FlushReport:
+        heed_wait = self._heed_wait
+        while True:
+            drain = Drain(
+                self._outbox, self._settings, heed_wait=heed_wait, limit=self._limit, meanwhile=self._lock.beat
+            )
+            heed_wait = True
+            wait = self._steps(drain)
+            self._delivered += drain.delivered
+            self._dead += drain.dead
+            if drain.delivered:
+                prune(self._outbox, retention=self._settings.retention)
+            if wait is None:
+                return self._report("limit" if self._is_limit_reached() else "drained")
+            if wait == 0.0:
+                return self._report("drained") if self._is_settled() else self._report("timeout", "the time is over")
+            if not self._sleep_through or time.monotonic() + wait > self._end:
+                cursor = self._outbox.cursor(self._outbox.destination)
+                reason = drain.stopped_by.reason if drain.stopped_by else cursor.reason or ""
+                held = isinstance(drain.stopped_by, Held) or cursor.held
+                return self._report("held" if held else "postponed", reason, wait=wait)
+            self._sleep(wait)
+
+    def _steps(self, drain: Drain) -> float | None:
+        """Step until there is a wait or nothing left; 0 if what was to be delivered is, or the time is over."""
+        wait = drain.step()
+        while wait == 0.0:
+            self._lock.beat()
+            if self._progress is not None:
+                self._progress(self._delivered + drain.delivered + self._dead + drain.dead)
+            if self._is_settled() or time.monotonic() >= self._end:
+                return 0.0
+            wait = drain.step()
+        return wait
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._lock.beat()
+            time.sleep(min(left, 0.2))
+
+    def _is_settled(self) -> bool:
+        return self._until_id is not None and self._outbox.cursor(self._outbox.destination).id >= self._until_id
+
+    def _is_limit_reached(self) -> bool:
+        return self._limit is not None and self._delivered + self._dead >= self._limit
+
+    def _report(
+        self, outcome: str, reason: str = "", *, wait: float | None = None, pid: int | None = None
+    ) -> FlushReport:
+        return FlushReport(outcome, self._delivered, self._dead, reason, wait, pid)
+
+
+def flush(
+    outbox: Outbox,
+    settings: Settings,
+    *,
+    timeout: float | None = None,
+    until_id: int | None = None,
+    heed_wait: bool = True,
+    sleep_through: bool = False,
+    limit: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> FlushReport:
+    """Deliver what is due in this thread and report; never raises for what the outbox or the receiver does.
+
+    *timeout* in seconds is checked between requests. With *until_id* it ends when that message is settled,
+    and waits for another drainer to settle it; without, another drainer at work ends it. *heed_wait* False
+    passes a stored wait over, *sleep_through* sleeps through the waits that fit into *timeout*, *limit* bounds
+    the number of messages, *progress* is called after each batch with the number done.
+    """
+    return _Run(
+        outbox,
+        settings,
+        timeout=timeout,
+        until_id=until_id,
+        heed_wait=heed_wait,
+        sleep_through=sleep_through,
+        limit=limit,
+        progress=progress,
+    ).go()

@@ -1,0 +1,42 @@
+"""One drainer per outbox: a lock of its own, beside the gate."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from outtray.outbox.filelock import FileLock
+from outtray.outbox.gate import Header
+
+
+class DrainLock:
+    """The right to drain one outbox, with the holder's pid and a beat that shows that it is not stopped."""
+
+    LAYOUT = struct.Struct("<IQ")
+
+    def __init__(self, directory: str) -> None:
+        self._file = FileLock(os.path.join(directory, f"outbox-{Header.MAJOR}.drain"))
+        self._beats = 0
+
+    def try_acquire(self) -> bool:
+        """Take the lock and return True, or False at once if another thread or process has it. Raises OSError."""
+        if not self._file.is_open:
+            self._file.open(create=True)
+        if not self._file.try_acquire():
+            return False
+        self.beat()
+        return True
+
+    def beat(self) -> None:
+        """Show that the holder is alive."""
+        self._beats += 1
+        self._file.write(self.LAYOUT.pack(os.getpid(), self._beats))
+
+    def holder(self) -> tuple[int, int]:
+        """Return pid and beat of the last holder."""
+        data = self._file.read(self.LAYOUT.size)
+        return self.LAYOUT.unpack(data) if len(data) == self.LAYOUT.size else (0, 0)
+
+    def release(self) -> None:
+        """Give the right back."""
+        self._file.close()

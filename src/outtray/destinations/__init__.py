@@ -1,0 +1,54 @@
+"""Where batches go. One small module per destination, found by name in a table or as an entry point.
+
+A package adds its own with an entry point of the group "outtray.destinations" that names a class with the
+shape of `Destination`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from outtray.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outtray.settings import Settings
+
+ENTRY_POINTS = "outtray.destinations"
+
+DESTINATIONS = {
+    "zenml": "outtray.destinations.zenml:ZenML",
+}
+"""Name to "module:class"; a module is loaded when its destination is used."""
+
+
+class Destination(Protocol):
+    """A wire format, a transport, and the way to read its answers."""
+
+    title: str
+    """The name for people, as in the brackets of an error."""
+
+    def __init__(self, settings: Settings, key: str | None) -> None:
+        """Take url and key; the url is set."""
+
+    def deliver(self, bodies: list[bytes], timeout: float, meanwhile: Callable[[], None]) -> int:
+        """Deliver encoded messages, all or none, and return the status of the answer.
+
+        *timeout* is the total deadline in seconds; *meanwhile* is called now and then while the answer is
+        awaited. Raises Postponed, Held or Rejected.
+        """
+
+
+def find(name: str) -> type[Destination]:
+    """Return the class of the destination called *name*. Raises SettingsError that lists the known ones."""
+    from importlib.metadata import entry_points
+
+    added = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    known = {**added, **DESTINATIONS}
+    if name not in known:
+        raise SettingsError(f"unknown destination {name!r}; known are {', '.join(sorted(known))}")
+    module, _, attribute = known[name].partition(":")
+    found: type[Destination] = getattr(import_module(module), attribute)
+    return found

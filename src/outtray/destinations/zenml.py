@@ -1,0 +1,47 @@
+"""ZenML's analytics server: ``POST {url}/batch`` with a JSON array of messages, 200 is success."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from outtray.destinations import answers
+from outtray.request import post_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import requests
+
+    from outtray.settings import Settings
+
+
+class ZenML:
+    """The seed's own wire format; the key, where there is one, goes as a bearer token."""
+
+    title = "ZenML Analytics"
+
+    def __init__(self, settings: Settings, key: str | None) -> None:
+        self._url = settings.url or ""
+        self._key = key
+
+    def deliver(self, bodies: list[bytes], timeout: float, meanwhile: Callable[[], None]) -> int:
+        """Deliver encoded messages, all or none, and return the status. Raises Postponed, Held or Rejected."""
+        response = post_batch(self._url, bodies, timeout, key=self._key, meanwhile=meanwhile)
+        if response.status_code != 200:
+            raise answers.failure(response, self._url)
+        if not _is_own_success(response):
+            raise answers.not_ours(response)
+        return response.status_code
+
+
+def _is_own_success(response: requests.Response) -> bool:
+    """Tell the receiver's 200 (an empty body or JSON) from a captive portal's."""
+    if "text/html" in response.headers.get("content-type", "").lower():
+        return False
+    if not response.content.strip():
+        return True
+    try:
+        response.json()
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,192 @@
+"""Messages as strict JSON in valid UTF-8, whatever a property holds; ids and timestamps of new messages."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from enum import Enum
+
+from outtray.enums import AnalyticsEvent
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+MAX_REPR = 200
+"""Characters of the repr that stands for an object without a JSON form."""
+
+MAX_DEPTH = 64
+"""Levels of nesting kept where a value has to be rebuilt; the limits of receivers' parsers lie above it."""
+
+CUT = "..."
+"""What stands where a cycle or too deep nesting was cut, as in Python's own repr of a cycle."""
+
+
+class AnalyticsEncoder(json.JSONEncoder):
+    """The seed's encoder: UUIDs and events become strings, anything else unknown is a TypeError."""
+
+    def default(self, obj: Any) -> Any:
+        """Return the string for a UUID or an `AnalyticsEvent`. Raises TypeError for the unknown."""
+        if _is_a(obj, "uuid", "UUID"):
+            return str(obj)
+        if isinstance(obj, AnalyticsEvent):
+            return obj.value
+        return super().default(obj)
+
+
+def encode(message: dict[str, Any]) -> str:
+    """Return *message* as one line of strict JSON that encodes to UTF-8.
+
+    UUID, Enum, datetime, date, time, timedelta (seconds), Decimal and other numbers, bytes (text, else
+    base64), set, path, dataclass and pydantic model have their natural form; NaN and infinities are null;
+    lone surrogates become U+FFFD; anything else is its repr, `MAX_REPR` characters at most. Cycles and
+    nesting deeper than the C encoder or `MAX_DEPTH` takes are cut at that point (`CUT`).
+    """
+    try:
+        text = _fast.encode(message)
+        text.encode()
+    except Exception:  # a property's own code may raise anything; the careful way loses at most that property
+        text = _fast.encode(_plain(message, MAX_DEPTH, ()))
+    return text
+
+
+def as_properties(value: object) -> dict[Any, Any]:
+    """Return a caller's properties as a new dict: None is empty, what is no mapping is kept under "value"."""
+    if value is None:
+        return {}
+    if isinstance(value, dict) or hasattr(value, "keys"):
+        return dict(value)  # type: ignore[call-overload, no-any-return]
+    return {"value": value}
+
+
+def new_message_id() -> str:
+    """Return a new UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits from the system."""
+    moment = f"{time.time_ns() // 1_000_000:012x}"
+    noise = os.urandom(9).hex()  # no state of our own: nothing that a fork could copy
+    return f"{moment[:8]}-{moment[8:]}-7{noise[:3]}-8{noise[3:6]}-{noise[6:]}"
+
+
+_second_text = (-1, "")
+
+
+def timestamp_text(moment: float) -> str:
+    """Return *moment* (Unix seconds) as ISO 8601 in UTC with milliseconds: "2026-01-31T23:59:59.250Z"."""
+    global _second_text
+    milliseconds = int(moment * 1000)
+    second = milliseconds // 1000
+    kept, text = _second_text
+    if kept != second:
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        _second_text = (second, text)
+    return f"{text}.{milliseconds % 1000:03d}Z"
+
+
+def _natural(obj: Any) -> Any:
+    """Return the JSON form of what `json` does not know; it may again hold such objects."""
+    if isinstance(obj, Enum):
+        return obj.value
+    if isinstance(obj, (set, frozenset)):
+        return _ordered(obj)
+    if isinstance(obj, (bytes, bytearray, memoryview)):
+        return _text_of(bytes(obj))
+    if isinstance(obj, os.PathLike):
+        path = os.fspath(obj)
+        return path if isinstance(path, str) else os.fsdecode(path)
+    if _is_a(obj, "datetime", "date") or _is_a(obj, "datetime", "time"):
+        return obj.isoformat()
+    if _is_a(obj, "datetime", "timedelta"):
+        return obj.total_seconds()
+    if _is_a(obj, "uuid", "UUID"):
+        return str(obj)
+    if _is_a(obj, "pydantic", "BaseModel"):
+        return obj.model_dump()
+    if not isinstance(obj, type) and hasattr(obj, "__dataclass_fields__"):
+        return {name: getattr(obj, name, None) for name in obj.__dataclass_fields__}
+    if hasattr(obj, "__index__"):
+        return obj.__index__()
+    if hasattr(obj, "__float__"):
+        return _number(obj)
+    return _repr(obj)
+
+
+def _plain(obj: Any, depth: int, parents: tuple[int, ...]) -> Any:
+    """Return *obj* rebuilt from dict, list, str, int, float, bool and None, so that encoding it cannot fail."""
+    if obj is None or obj is True or obj is False:
+        return obj
+    if isinstance(obj, str):
+        return str.__str__(obj).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(obj, int):
+        return _whole_number(obj)
+    if isinstance(obj, float):
+        return float(obj) if math.isfinite(obj) else None
+    if depth == 0 or id(obj) in parents:
+        return CUT
+    parents = (*parents, id(obj))
+    try:
+        if isinstance(obj, dict):
+            return {_key(key): _plain(value, depth - 1, parents) for key, value in list(obj.items())}
+        if isinstance(obj, (list, tuple)):
+            return [_plain(value, depth - 1, parents) for value in obj]
+        return _plain(_natural(obj), depth - 1, parents)
+    except RecursionError:
+        return CUT
+    except Exception:  # the object's own code failed: its repr is what is left of it
+        return _plain(_repr(obj), 1, ())
+
+
+def _key(key: Any) -> str:
+    plain = _plain(key, 1, ())
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
+def _number(obj: Any) -> Any:
+    """Return a Decimal, Fraction or foreign number as int or float; beyond a float's range its digits as text."""
+    value = float(obj)
+    if math.isinf(value) and "inf" not in str(obj).lower():
+        return str(obj)[:MAX_REPR]
+    return int(value) if value == obj and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _whole_number(obj: int) -> int | str:
+    try:
+        int.__repr__(obj)
+    except ValueError:  # above sys.get_int_max_str_digits()
+        return hex(obj)[:MAX_REPR]
+    return int(obj)
+
+
+def _ordered(values: Iterable[Any]) -> list[Any]:
+    try:
+        return sorted(values)
+    except TypeError:
+        return list(values)
+
+
+def _text_of(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        import binascii
+
+        return binascii.b2a_base64(data, newline=False).decode()
+
+
+def _repr(obj: Any) -> str:
+    try:
+        return repr(obj)[:MAX_REPR]
+    except Exception:  # a broken __repr__ must not cost the event
+        return f"<{type(obj).__name__}>"
+
+
+def _is_a(obj: Any, module: str, name: str) -> bool:
+    """Tell whether *obj* is an instance of module.name without importing the module: unloaded, nothing is one."""
+    loaded = sys.modules.get(module)
+    kind = getattr(loaded, name, None)
+    return isinstance(kind, type) and isinstance(obj, kind)
+
+
+_fast = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_natural)

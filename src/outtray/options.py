@@ -1,0 +1,141 @@
+"""Every option that can be set, once: kind, default, unit, meaning; and how its values are read.
+
+The README's table is checked against `OPTIONS`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+
+from outtray.errors import SettingsError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MIB = 1024 * 1024
+DAY = 86_400.0
+
+Option = namedtuple("Option", ["name", "kind", "default", "unit", "help"])
+
+OPTIONS = (
+    Option("app", "app", "default", "", "Name of the application: one outbox, one identity and one consent each"),
+    Option("dir", "text", None, "path", "Folder that holds one directory per application"),
+    Option("url", "url", None, "", "Where batches go; without one messages wait"),
+    Option("destination", "text", "zenml", "", "Wire format of the receiver"),
+    Option("write_key", "secret", None, "", "Key of the receiver; never stored in the outbox"),
+    Option("write_key_file", "text", None, "path", "File that holds the key; only its path is stored"),
+    Option("consent", ("granted", "local", "denied"), "granted", "", "Record and send, record only, or neither"),
+    Option("consent_events", "flag", False, "", "Let the opt-in and opt-out events pass when consent is denied"),
+    Option(
+        "flush",
+        ("thread", "exit", "manual"),
+        "thread",
+        "",
+        "Who delivers: a thread, a detached process at exit, nobody",
+    ),
+    Option("flush_interval", "seconds", 1.0, "s", "How long the thread gathers messages before it posts"),
+    Option("exit_interval", "seconds", 60.0, "s", "Least time between two detached flushes"),
+    Option("user_id", "text", None, "", "User of the messages; by default the client id"),
+    Option("version", "text", None, "", "Version of the application, sent with each event"),
+    Option("server_variable", "text", "OUTTRAY_SERVER", "", "Environment variable that says the code runs in a server"),
+    Option("debug", "flag", False, "", "Value of each message's `debug` field"),
+    Option("max_bytes", "bytes", 1024 * MIB, "bytes", "Bound of the outbox; at it the newest message is refused"),
+    Option("max_message_bytes", "bytes", MIB, "bytes", "Bound of one message; a larger one is refused when tracked"),
+    Option("retention", "seconds", 7 * DAY, "s", "How long delivered messages stay; 0 removes them at once"),
+    Option("max_batch_count", "count", 500, "messages", "Messages in one request, at most"),
+    Option("max_batch_bytes", "bytes", 4 * MIB, "bytes", "Bytes of messages in one request, at most"),
+    Option(
+        "timeout", "seconds", 15.0, "s", "Total deadline of one request, from the first byte out to the last one in"
+    ),
+)
+
+
+def environment_name(option: str) -> str:
+    """Return the environment variable of *option*: "max_bytes" is OUTTRAY_MAX_BYTES."""
+    return f"OUTTRAY_{option.upper()}"
+
+
+def checked(option: Any, raw: Any, shown: str | None = None) -> Any:
+    """Return *raw* as the value of *option*. Raises SettingsError, which never repeats a secret."""
+    try:
+        return _parse(option.kind, raw)
+    except (TypeError, ValueError, OverflowError) as error:
+        value = "" if option.kind in ("secret", "url") else f"={raw!r}"
+        raise SettingsError(f"{shown or option.name}{value} cannot be right: {error}") from None
+
+
+def _parse(kind: str | tuple[str, ...], raw: Any) -> Any:
+    if isinstance(kind, tuple):
+        word = _text(raw).lower()
+        if word not in kind:
+            raise ValueError(f"expected one of {', '.join(kind)}")
+        return word
+    return _PARSERS[kind](raw)
+
+
+def _text(raw: Any) -> str:
+    text = os.fspath(raw) if isinstance(raw, os.PathLike) else raw if isinstance(raw, str) else None
+    if text is None and hasattr(raw, "hex") and not isinstance(raw, float):
+        text = str(raw)  # a UUID as user_id
+    if not isinstance(text, str) or not text:
+        raise ValueError("expected text")
+    if any(
+        ord(character) < 32 or 127 <= ord(character) < 160 or 0xD800 <= ord(character) < 0xE000 for character in text
+    ):
+        raise ValueError("it holds control characters or lone surrogates")
+    return text
+
+
+def _app(raw: Any) -> str:
+    text = _text(raw)
+    if len(text) > 64 or text[0] in ".-" or not all(c.isascii() and (c.isalnum() or c in "._-") for c in text):
+        raise ValueError("expected up to 64 of A-Z a-z 0-9 . _ - beginning with none of . -")
+    return text
+
+
+def _url(raw: Any) -> str:
+    text = _text(raw).strip()
+    scheme, separator, rest = text.partition("://")
+    host = rest.partition("/")[0].rpartition("@")[2]
+    if scheme.lower() not in ("http", "https") or not separator or not host or host.startswith(":") or " " in text:
+        raise ValueError("expected http://host or https://host, with port and path where needed")
+    return text
+
+
+def _flag(raw: Any) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    word = str(raw).strip().lower()
+    if word in ("1", "true", "yes", "on", "y"):
+        return True
+    if word in ("0", "false", "no", "off", "n"):
+        return False
+    raise ValueError("expected true or false")
+
+
+def _seconds(raw: Any) -> float:
+    value = float(raw)
+    if not 0 <= value <= 100 * 365 * DAY:
+        raise ValueError("expected seconds, 0 to a hundred years")
+    return value
+
+
+def _whole(raw: Any) -> int:
+    value = int(raw)
+    if value != float(raw) or not 1 <= value <= 2**62:
+        raise ValueError("expected a whole number of at least 1")
+    return value
+
+
+_PARSERS: dict[str, Any] = {
+    "text": _text,
+    "secret": _text,
+    "app": _app,
+    "url": _url,
+    "flag": _flag,
+    "seconds": _seconds,
+    "bytes": _whole,
+    "count": _whole,
+}

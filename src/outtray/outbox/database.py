@@ -1,0 +1,236 @@
+"""The database file behind the gate: opened when needed, checked before each use, closed before a fork."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+from outtray import journal
+from outtray.errors import OutboxError, OutboxUnusable
+from outtray.outbox import sql
+from outtray.outbox.connection import open_database, sync_directory, translated
+from outtray.outbox.gate import Gate, Header
+from outtray.outbox.transaction import Reading, Writing
+from outtray.settings import make_directory
+
+
+class Database:
+    """The files of one outbox in *directory*, as this process sees them; any number of threads may use it.
+
+    Nothing is opened or created before the first use. All methods raise OutboxError, `sync` OSError.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.unsynced = False
+        self._gate = Gate(os.path.join(directory, f"outbox-{Header.MAJOR}.gate"))
+        self._connection: sqlite3.Connection | None = None
+        self._path = ""
+        self._identity = (0, 0)
+        self._generation = 0
+        self._unwritten: dict[str, int] = {}
+        self._synced_wal = 0
+        self._leaving = False
+        self._inherited = False
+
+    def writing(self) -> Writing:
+        """Return a context manager for one transaction under the gate; it gives a `Transaction`."""
+        return Writing(self)
+
+    def count(self, reason: str, number: int = 1) -> None:
+        """Count *number* messages in the ledger under *reason*: now if the gate is free, else with the next write."""
+        self._unwritten[reason] = self._unwritten.get(reason, 0) + number
+        if os.path.isdir(self.directory):
+            try:
+                with self.writing():
+                    return
+            except OutboxError as error:
+                journal.refused(reason, error)
+
+    def sync(self) -> None:
+        """Have all that was appended on the disk before returning. Raises OSError."""
+        self.unsynced = False
+        try:
+            descriptor = os.open(f"{self._path}-wal", os.O_RDWR)  # SQLite keeps no locks on this file
+        except FileNotFoundError:
+            return  # it was checkpointed, and with that synced, by whoever closed last
+        try:
+            os.fsync(descriptor)
+            inode = os.fstat(descriptor).st_ino
+        finally:
+            os.close(descriptor)
+        if inode != self._synced_wal:
+            sync_directory(self.directory)
+            self._synced_wal = inode
+
+    def close(self, *, leaving: bool = False) -> None:
+        """Write what the ledger still needs and close the file under the gate; the next use opens it again.
+
+        With *leaving* every later append closes the file again at once: the interpreter is about to end.
+        """
+        self._leaving = self._leaving or leaving
+        if self._connection is None:
+            return
+        self._enter()
+        try:
+            if self._unwritten and self._connection is not None:
+                self._write_ledger(self._connection)
+        except sqlite3.Error as error:
+            raise translated(error, self._path) from error
+        finally:
+            self._close_connection()
+            self._leave()
+
+    def empty_wal(self) -> None:
+        """Move all of the WAL into the database and cut it to nothing, so that no deleted text is left in it."""
+        self._enter()
+        try:
+            connection, _ = self._ready()
+            connection.execute(sql.TRUNCATE_WAL)
+        except (sqlite3.Error, OSError) as error:
+            raise translated(error, self._path) from error
+        finally:
+            self._leave()
+
+    # Reading
+
+    def reading(self) -> Reading:
+        """Return a context manager that gives a connection for reading, for 50 ms at most."""
+        return Reading(self)
+
+    def header(self) -> Header:
+        """Return the gate's header as it is now, without waiting for it. Raises OutboxUnusable if it is damaged."""
+        for _ in range(3):  # a write in progress can tear what is read beside the gate
+            if not self._gate.file.is_open:
+                self._gate.file.open(create=False)
+            header = self._gate.read()
+            if header is not None:
+                return header
+        raise OutboxUnusable(f"the header in {self._gate.file.path} cannot be read")
+
+    # Opening
+
+    def _enter(self) -> None:
+        try:
+            self._gate.enter()
+        except FileNotFoundError:
+            try:
+                make_directory(self.directory)
+                self._gate.enter()
+            except OSError as error:
+                raise translated(error, self.directory) from error
+        except OSError as error:
+            raise translated(error, self.directory) from error
+
+    def _leave(self) -> None:
+        if self._leaving:
+            self._close_connection()
+        self._gate.leave()
+
+    def _ready(self) -> tuple[sqlite3.Connection, Header]:
+        """Return the connection and the header, both true of what lies at the path now; only inside the gate."""
+        if self._inherited:
+            raise OutboxUnusable(f"this process was forked while {self.directory} was busy; it cannot use it")
+        connection = self._connection
+        header = self._gate.read()
+        if connection is not None and header is not None and header.generation == self._generation:
+            try:
+                found = os.stat(self._path)
+            except FileNotFoundError:
+                found = None
+            if found is not None and (found.st_dev, found.st_ino) == self._identity:
+                return connection, header
+        return self._open()
+
+    def _open(self) -> tuple[sqlite3.Connection, Header]:
+        self._close_connection()
+        if not self._gate.file.is_at_path():  # the directory is gone or another: begin with what is there
+            make_directory(self.directory)
+            self._gate.reopen()
+        header = self._gate.read()
+        generation = header.generation if header else newest_generation(self.directory)
+        self._path = database_path(self.directory, generation)
+        connection = open_database(self._path)
+        try:
+            highest = connection.execute(sql.HIGHEST_ID).fetchone()[0]
+            header = header or Header(generation, _new_epoch(), highest)
+            if header.last_id > highest:
+                self._count_missing(connection, header.last_id, header.last_id - highest)
+            header.last_id = max(header.last_id, highest)
+            self._gate.write(header)
+        except BaseException:
+            connection.close()
+            raise
+        found = os.stat(self._path)
+        self._connection, self._identity = connection, (found.st_dev, found.st_ino)
+        self._generation = generation
+        return connection, header
+
+    def _count_missing(self, connection: sqlite3.Connection, last_id: int, missing: int) -> None:
+        """Count messages that the header knows and the database lost, once."""
+        journal.rows_missing(missing, self.directory)
+        connection.execute(sql.BEGIN)
+        connection.execute(sql.SET_META, ("removed_id", str(last_id)))
+        connection.execute(sql.COUNT_IN_LEDGER, ("lost", missing))
+        connection.execute(sql.COMMIT)
+
+    def _write_ledger(self, connection: sqlite3.Connection) -> None:
+        counts, self._unwritten = self._unwritten, {}
+        try:
+            for reason, number in counts.items():
+                connection.execute(sql.COUNT_IN_LEDGER, (reason, number))
+        except BaseException:
+            for reason, number in counts.items():
+                self._unwritten[reason] = self._unwritten.get(reason, 0) + number
+            raise
+
+    def _close_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    # Forks: SQLite keeps a table of its POSIX locks in the process, and a child inherits the table without the
+    # locks. So the connection is closed before a fork, and parent and child open their own when they need it.
+
+    def before_fork(self) -> None:
+        """Keep the threads out and close the file; where that cannot be done the child will not use it."""
+        try:
+            self._gate.enter()
+        except (OutboxError, OSError) as error:
+            journal.failed("closing the outbox before a fork", error)
+            return
+        self._close_connection()
+        self._gate.leave_file()
+
+    def after_fork_in_parent(self) -> None:
+        """Let the threads go on."""
+        if self._gate.is_mine():
+            self._gate.leave()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in the child, which has none of the parent's threads and locks."""
+        self._inherited = self._inherited or self._connection is not None
+        self._gate = Gate(self._gate.file.path)
+        self._unwritten = {}  # the parent's to write
+        self.unsynced = False
+
+
+def database_path(directory: str, generation: int) -> str:
+    """Return the path of a database file: files are named by format major and generation."""
+    return os.path.join(directory, f"outbox-{Header.MAJOR}-{generation}.db")
+
+
+def newest_generation(directory: str) -> int:
+    """Return the highest generation that has a file in *directory*, 0 if there is none."""
+    parts = [name.removesuffix(".db").split("-") for name in os.listdir(directory) if name.endswith(".db")]
+    return max((int(part[2]) for part in parts if part[:2] == ["outbox", str(Header.MAJOR)] and part[2:]), default=0)
+
+
+def exists(directory: str) -> bool:
+    """Tell whether there is an outbox in *directory*."""
+    return os.path.exists(database_path(directory, newest_generation(directory) if os.path.isdir(directory) else 0))
+
+
+def _new_epoch() -> int:
+    """Return a number that no earlier outbox at this path had: a settle on its way is not for this one."""
+    return int.from_bytes(os.urandom(6), "little")

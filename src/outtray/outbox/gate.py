@@ -1,0 +1,144 @@
+"""The gate: one lock that every write, checkpoint and close passes, and a header read and written under it.
+
+It keeps SQLite's own busy handler out of play (which starves writers), and with it the WAL-reset bug of
+SQLite 3.7.0 to 3.51.2: no checkpoint ever meets a write.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+import zlib
+
+from outtray.errors import OutboxBusy
+from outtray.outbox.filelock import FileLock
+
+DEADLINE = 2.0
+"""Seconds that a call waits for the gate; a stopped process may hold it for ever."""
+
+_FIRST_PAUSE, _LAST_PAUSE = 0.004, 0.0001  # seconds; pauses shrink, so that who waited longest asks most often
+
+
+class Header:
+    """What the gate's file says.
+
+    *generation* and *epoch* count database files and withdrawals, *last_id* is the newest id ever given,
+    *pid* wrote the header last, *flags* are bits kept for later.
+    """
+
+    LAYOUT = struct.Struct("<8sHHIQQI4x")  # and 4 bytes of crc32 behind it
+    MAGIC = b"outtray\0"
+    SIZE = LAYOUT.size + 4
+    MAJOR = 1
+
+    __slots__ = ("epoch", "flags", "generation", "last_id", "pid")
+
+    def __init__(self, generation: int, epoch: int, last_id: int, pid: int = 0, flags: int = 0) -> None:
+        self.generation = generation
+        self.epoch = epoch
+        self.last_id = last_id
+        self.pid = pid
+        self.flags = flags
+
+    def to_bytes(self) -> bytes:
+        """Return the header as it stands in the file."""
+        fields = (self.flags, self.generation, self.epoch, self.last_id, self.pid)
+        data = self.LAYOUT.pack(self.MAGIC, self.MAJOR, *fields)
+        return data + zlib.crc32(data).to_bytes(4, "little")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Header | None:
+        """Return the header in *data*, None if it is missing or damaged."""
+        body, crc = data[: cls.LAYOUT.size], data[cls.LAYOUT.size : cls.SIZE]
+        if len(data) < cls.SIZE or zlib.crc32(body).to_bytes(4, "little") != crc:
+            return None
+        magic, major, flags, generation, epoch, last_id, pid = cls.LAYOUT.unpack(body)
+        if magic != cls.MAGIC or major != cls.MAJOR:
+            return None
+        return cls(generation, epoch, last_id, pid, flags)
+
+
+class Gate:
+    """The gate of one outbox in this process; `enter` and `leave` bracket every write."""
+
+    def __init__(self, path: str) -> None:
+        self.file = FileLock(path)
+        self._threads = threading.Lock()
+        self._owner = 0
+        self._alone = False
+        self._patience = DEADLINE
+
+    def enter(self, *, alone: bool = True) -> None:
+        """Wait for the gate and go in. Raises OutboxBusy after `DEADLINE`, OSError where its file cannot be opened.
+
+        With *alone* False only this process's threads are kept out, which is enough for reading.
+
+        After one deadline that ran out, each call tries once without waiting until one succeeds: a stopped
+        process costs the host two seconds, not two for every event.
+        """
+        if self.is_mine():
+            raise OutboxBusy("called from inside an append of the same thread (a signal handler or finaliser)")
+        end = time.monotonic() + self._patience
+        if not self._threads.acquire(timeout=self._patience):
+            self._give_up("another thread")
+        try:
+            if alone:
+                if not self.file.is_open:
+                    self.file.open(create=True)
+                self._wait_for_file(end)
+                self._patience = DEADLINE
+        except BaseException:
+            self._threads.release()
+            raise
+        self._alone = alone
+        self._owner = threading.get_ident()
+
+    def leave(self) -> None:
+        """Go out and let the next one in."""
+        self.leave_file()
+        self._owner = 0
+        self._threads.release()
+
+    def leave_file(self) -> None:
+        """Let other processes in; this process's other threads stay out until `leave`."""
+        if self._alone:
+            self._alone = False
+            if self.file.is_open:
+                self.file.release()
+
+    def is_mine(self) -> bool:
+        """Tell whether the calling thread is inside."""
+        return self._owner == threading.get_ident()
+
+    def reopen(self) -> None:
+        """Leave a file that is no longer at the path for the one that is there now, made if missing."""
+        self.file.close()
+        self.file.open(create=True)
+        self._wait_for_file(time.monotonic() + DEADLINE)
+
+    def read(self) -> Header | None:
+        """Return the header, None if it is missing or damaged. Outside the gate a torn read counts as damaged."""
+        return Header.from_bytes(self.file.read(Header.SIZE))
+
+    def write(self, header: Header) -> None:
+        """Write the header; only inside the gate."""
+        header.pid = os.getpid()
+        self.file.write(header.to_bytes())
+
+    def _wait_for_file(self, end: float) -> None:
+        pause = _FIRST_PAUSE
+        while not self.file.try_acquire():
+            if time.monotonic() >= end:
+                self._give_up(self._holder())
+            time.sleep(pause * os.urandom(1)[0] / 255)
+            pause = max(pause * 0.7, _LAST_PAUSE)
+
+    def _give_up(self, holder: str) -> None:
+        waited, self._patience = self._patience, 0.0
+        raise OutboxBusy(f"{self.file.path} was held by {holder} for {waited:.0f} s; nothing was stored by this call")
+
+    def _holder(self) -> str:
+        header = self.read()
+        return f"another process (last written by {header.pid})" if header else "another process"

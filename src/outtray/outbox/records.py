@@ -1,0 +1,111 @@
+"""What goes in and out of the outbox: messages, batches, marks, cursors."""
+
+from __future__ import annotations
+
+import zlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from outtray.outbox.gate import Header
+
+
+class Message:
+    """One stored message; *body* is its UTF-8, *intact* says whether that still has its checksum."""
+
+    __slots__ = ("accepted_at", "attempts", "body", "event", "id", "intact", "message_id")
+
+    def __init__(self, row: Sequence[object]) -> None:
+        self.id: int
+        self.message_id: str
+        self.event: str
+        self.accepted_at: float
+        self.body: bytes
+        self.attempts: int
+        self.id, self.message_id, self.event, self.accepted_at, crc, self.body, self.attempts = row  # type: ignore[assignment]
+        self.intact = zlib.crc32(self.body) == crc
+
+
+class Batch:
+    """Messages for one request, and of which outbox they are: *generation* and *epoch* must still hold to settle it.
+
+    *in_order* batches are the next of the log, so that settling them moves the cursor.
+    """
+
+    __slots__ = ("destination", "epoch", "generation", "in_order", "messages")
+
+    def __init__(self, destination: str, messages: list[Message], header: Header, *, in_order: bool) -> None:
+        self.destination = destination
+        self.messages = messages
+        self.generation = header.generation
+        self.epoch = header.epoch
+        self.in_order = in_order
+
+    def only(self, messages: list[Message]) -> Batch:
+        """Return a batch of some of the messages, whose settling does not move the cursor past the others."""
+        part = Batch.__new__(Batch)
+        part.destination, part.messages, part.in_order = self.destination, messages, False
+        part.generation, part.epoch = self.generation, self.epoch
+        return part
+
+    @property
+    def last_id(self) -> int:
+        """The highest id in the batch."""
+        return self.messages[-1].id
+
+    def is_of(self, header: Header) -> bool:
+        """Tell whether nothing was withdrawn and no new generation began since the batch was read."""
+        return (self.generation, self.epoch) == (header.generation, header.epoch)
+
+
+class Mark:
+    """What becomes of one message in a way that the cursor does not say.
+
+    *state* is "dead", "deferred" or "delivered" (ahead of the cursor); *excerpt* the answer's first 500 bytes.
+    """
+
+    __slots__ = ("excerpt", "message", "next_attempt_at", "reason", "state", "status")
+
+    def __init__(
+        self,
+        message: Message,
+        state: str,
+        *,
+        status: int | None = None,
+        reason: str | None = None,
+        excerpt: str | None = None,
+        next_attempt_at: float = 0.0,
+    ) -> None:
+        self.message = message
+        self.state = state
+        self.status = status
+        self.reason = reason
+        self.excerpt = excerpt
+        self.next_attempt_at = next_attempt_at
+
+
+class Cursor:
+    """How far a destination is, and what it waits for: *next_attempt_at* with *attempts* failures in a row."""
+
+    __slots__ = ("attempts", "delivered", "fingerprint", "held", "id", "next_attempt_at", "reason", "status")
+
+    def __init__(self, row: Sequence[object]) -> None:
+        self.id: int
+        self.delivered: int
+        self.next_attempt_at: float | None
+        self.attempts: int
+        self.status: int | None
+        self.reason: str | None
+        self.fingerprint: str | None
+        (
+            self.id,
+            self.delivered,
+            self.next_attempt_at,
+            self.attempts,
+            self.status,
+            self.reason,
+            held,
+            self.fingerprint,
+        ) = row  # type: ignore[assignment]
+        self.held = bool(held)

@@ -1,0 +1,171 @@
+"""Every SQL statement of the library. Usable by SQLite 3.31: no RETURNING, STRICT or DROP COLUMN."""
+
+from __future__ import annotations
+
+APPLICATION_ID = 0x6F757474  # "outt"
+MINOR = 1
+"""Minor format, in user_version: a file with a higher one can be read and written by this release."""
+
+SETUP = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {MINOR}",
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE messages (
+        id INTEGER PRIMARY KEY,         -- position in the log; given once, never again
+        message_id TEXT NOT NULL,
+        event TEXT NOT NULL,            -- the event's name, or the type of a message without one
+        accepted_at REAL NOT NULL,      -- Unix seconds
+        crc INTEGER NOT NULL,           -- crc32 of the body's UTF-8
+        body TEXT NOT NULL)""",
+    """CREATE TABLE cursors (
+        destination TEXT PRIMARY KEY,
+        id INTEGER NOT NULL,            -- all up to it is settled, but for the exceptions
+        delivered INTEGER NOT NULL DEFAULT 0,   -- messages, in the outbox's life
+        next_attempt_at REAL,           -- the stored wait of the whole destination
+        attempts INTEGER NOT NULL DEFAULT 0,    -- failures in a row
+        status INTEGER,
+        reason TEXT,
+        held INTEGER NOT NULL DEFAULT 0,        -- 1: url, key or receiver must be put right
+        fingerprint TEXT)               -- of the url and key that the wait belongs to
+        WITHOUT ROWID""",
+    """CREATE TABLE deliveries (
+        id INTEGER PRIMARY KEY,
+        destination TEXT NOT NULL,
+        first_id INTEGER NOT NULL,
+        last_id INTEGER NOT NULL,
+        settled_at REAL NOT NULL,
+        status INTEGER NOT NULL,
+        count INTEGER NOT NULL,         -- messages delivered
+        bytes INTEGER NOT NULL,         -- of their bodies
+        seconds REAL NOT NULL)          -- from request to answer""",
+    """CREATE TABLE exceptions (
+        destination TEXT NOT NULL,
+        id INTEGER NOT NULL,
+        state TEXT NOT NULL,            -- retry, deferred, dead, local; delivered: ahead of the cursor
+        next_attempt_at REAL NOT NULL DEFAULT 0,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        status INTEGER,
+        reason TEXT,
+        excerpt TEXT,                   -- the answer's first 500 bytes
+        PRIMARY KEY (destination, id)) WITHOUT ROWID""",
+    "CREATE INDEX exceptions_by_state ON exceptions (state, destination, id)",
+    "CREATE TABLE ledger (reason TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID",
+    """CREATE VIEW message_states AS
+        SELECT m.id, m.message_id, m.event, m.accepted_at, c.destination,
+            CASE WHEN e.state = 'retry' THEN 'pending'
+                 WHEN e.state IS NOT NULL THEN e.state
+                 WHEN m.id <= c.id THEN 'delivered'
+                 ELSE 'pending' END AS state,
+            e.next_attempt_at, coalesce(e.attempts, 0) AS attempts, e.status, e.reason, e.excerpt, m.body
+        FROM messages m CROSS JOIN cursors c
+        LEFT JOIN exceptions e ON e.destination = c.destination AND e.id = m.id""",
+)
+
+# Opening
+
+USE_WAL = "PRAGMA journal_mode = WAL"
+CONNECTION = ("PRAGMA synchronous = NORMAL", "PRAGMA wal_autocheckpoint = 1500")
+FORMAT = "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version)"
+IS_EMPTY = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)"
+HIGHEST_ID = """SELECT max(coalesce((SELECT max(id) FROM messages), 0),
+    coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'removed_id'), 0))"""
+META = "SELECT value FROM meta WHERE key = ?"
+SET_META = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+ADD_CURSOR = "INSERT INTO cursors (destination, id) VALUES (?, ?) ON CONFLICT DO NOTHING"
+
+BEGIN, COMMIT, ROLLBACK = "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"
+
+# The way of a message
+
+APPEND = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)"
+MARK = """INSERT OR REPLACE INTO exceptions (destination, id, state, next_attempt_at, attempts, status, reason, excerpt)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+UNMARK = "DELETE FROM exceptions WHERE destination = ? AND id = ?"
+COUNT_IN_LEDGER = "INSERT INTO ledger VALUES (?, ?) ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count"
+
+_MESSAGE = "m.id, m.message_id, m.event, m.accepted_at, m.crc, CAST(m.body AS BLOB)"
+DUE_EXCEPTIONS = f"""SELECT {_MESSAGE}, e.attempts FROM exceptions e CROSS JOIN messages m ON m.id = e.id
+    WHERE e.state IN ('retry', 'deferred') AND e.destination = ? AND e.next_attempt_at <= ? ORDER BY e.id"""
+LOG = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
+    AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id)
+    ORDER BY m.id LIMIT ?3"""
+NEWEST = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
+    AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id)
+    ORDER BY m.id DESC LIMIT 1"""
+CURSOR = """SELECT id, delivered, next_attempt_at, attempts, status, reason, held, fingerprint
+    FROM cursors WHERE destination = ?"""
+ADVANCE = "UPDATE cursors SET id = max(id, ?) WHERE destination = ?"
+# On to the last id before the first message that waits, over marked messages and ids that are gone.
+ADVANCE_OVER_SETTLED = """UPDATE cursors SET id = max(id, coalesce((SELECT m.id - 1 FROM messages m
+    WHERE m.id > cursors.id AND NOT EXISTS
+        (SELECT 1 FROM exceptions e WHERE e.destination = cursors.destination AND e.id = m.id)
+    ORDER BY m.id LIMIT 1), ?))"""
+DELIVERED = """UPDATE cursors SET delivered = delivered + ?, next_attempt_at = NULL, attempts = 0, status = ?,
+    reason = NULL, held = 0, fingerprint = NULL WHERE destination = ?"""
+WAIT = """UPDATE cursors SET next_attempt_at = ?, attempts = attempts + 1, status = ?, reason = ?, held = ?,
+    fingerprint = ? WHERE destination = ?"""
+ADD_DELIVERY = """INSERT INTO deliveries (destination, first_id, last_id, settled_at, status, count, bytes, seconds)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+FORGET_PASSED = """DELETE FROM exceptions WHERE state = 'delivered' AND destination = ?1
+    AND id <= (SELECT id FROM cursors WHERE destination = ?1)"""
+
+# Retrying, purging, pruning
+
+DEAD = """SELECT id FROM exceptions WHERE state = 'dead' AND destination = ?1 AND id > ?2
+    AND (?3 IS NULL OR instr(lower(reason), lower(?3)) > 0) ORDER BY id LIMIT ?4"""
+RETRY = """UPDATE exceptions SET state = 'retry', next_attempt_at = 0
+    WHERE destination = ? AND id = ? AND state = 'dead'"""
+DELETE_MESSAGE = "DELETE FROM messages WHERE id = ?"
+DELETE_EXCEPTIONS = "DELETE FROM exceptions WHERE id = ?"
+# Each with ?1 an id to begin behind, ?2 a moment, ?3 a number of rows, ?4 the state; oldest first.
+_MARKED_IDS = """SELECT DISTINCT m.id FROM exceptions e JOIN messages m ON m.id = e.id
+    WHERE e.state = ?4 AND m.id > ?1 AND m.accepted_at < ?2 ORDER BY m.id LIMIT ?3"""
+IDS_IN_STATE = {
+    "dead": _MARKED_IDS,
+    "deferred": _MARKED_IDS,
+    "local": _MARKED_IDS,
+    "delivered": """SELECT id FROM message_states WHERE id > ?1 AND accepted_at < ?2 AND state = ?4
+        AND id <= (SELECT min(id) FROM cursors) ORDER BY id LIMIT ?3""",
+    "pending": """SELECT id FROM message_states
+        WHERE id > ?1 AND accepted_at < ?2 AND state = ?4 AND (id > (SELECT min(id) FROM cursors)
+            OR id IN (SELECT id FROM exceptions WHERE state = 'retry')) ORDER BY id LIMIT ?3""",
+}
+PRUNABLE = """SELECT id FROM messages m WHERE id <= ?1
+    AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.id = m.id) ORDER BY id LIMIT ?2"""
+LOWEST_CURSOR = "SELECT coalesce(min(id), 0) FROM cursors"
+SETTLED_BEFORE = "SELECT coalesce(max(last_id), 0) FROM deliveries WHERE settled_at < ?"
+SETTLED_BEYOND_BYTES = """SELECT coalesce(max(last_id), 0) FROM (SELECT last_id,
+    sum(bytes) OVER (PARTITION BY destination ORDER BY id DESC) AS newer FROM deliveries) WHERE newer > ?"""
+PRUNE_DELIVERIES = """DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries WHERE settled_at < ?1
+    AND last_id < coalesce((SELECT min(id) FROM messages), ?2) LIMIT ?3)"""
+LIVE_BYTES = """SELECT (page_count - freelist_count) * page_size
+    FROM pragma_page_count, pragma_freelist_count, pragma_page_size"""
+SECURE_DELETE = "PRAGMA secure_delete = {}"
+TRUNCATE_WAL = "PRAGMA wal_checkpoint(TRUNCATE)"
+
+# Looking
+
+DESTINATIONS = "SELECT destination FROM cursors ORDER BY destination"
+EXCEPTION_COUNTS = """SELECT state, count(*), sum(id > ?2) FROM exceptions WHERE destination = ?1 GROUP BY state"""
+OLDEST_PENDING = """SELECT min(accepted_at) FROM (
+    SELECT accepted_at FROM (SELECT m.accepted_at FROM messages m WHERE m.id > ?2 AND NOT EXISTS
+        (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id) ORDER BY m.id LIMIT 1)
+    UNION ALL SELECT m.accepted_at FROM exceptions e JOIN messages m ON m.id = e.id
+        WHERE e.state = 'retry' AND e.destination = ?1)"""
+LEDGER = "SELECT reason, count FROM ledger ORDER BY reason"
+VIEW_COLUMNS = (
+    "id, message_id, event, accepted_at, destination, state, next_attempt_at, attempts, status, reason, excerpt, body"
+)
+# Newest first; where a state has an index or a range of ids of its own, the page starts from that.
+PAGE = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id < ?1 AND (?2 IS NULL OR event = ?2)
+    AND accepted_at >= ?3 ORDER BY id DESC LIMIT ?4"""
+PAGE_DELIVERED = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id < ?1 AND state = 'delivered'
+    AND (?2 IS NULL OR event = ?2) AND accepted_at >= ?3 ORDER BY id DESC LIMIT ?4"""
+PAGE_PENDING = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id < ?1 AND state = 'pending'
+    AND (id > (SELECT min(id) FROM cursors) OR id IN (SELECT id FROM exceptions WHERE state = 'retry'))
+    AND (?2 IS NULL OR event = ?2) AND accepted_at >= ?3 ORDER BY id DESC LIMIT ?4"""
+PAGE_MARKED = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id < ?1 AND state = ?5
+    AND id IN (SELECT id FROM exceptions WHERE state = ?5)
+    AND (?2 IS NULL OR event = ?2) AND accepted_at >= ?3 ORDER BY id DESC LIMIT ?4"""
+BY_ID = f"SELECT {VIEW_COLUMNS} FROM message_states WHERE id = ?"
+BY_MESSAGE_ID = f"SELECT {VIEW_COLUMNS} FROM message_states WHERE message_id = ?"

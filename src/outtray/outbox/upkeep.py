@@ -1,0 +1,110 @@
+"""What is done to stored messages apart from delivering them: prune, purge, retry. All in slices under the gate."""
+
+from __future__ import annotations
+
+import time
+
+from outtray.outbox import sql
+from outtray.outbox.transaction import ROWS_UNDER_THE_GATE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from outtray.outbox.store import Outbox
+
+DELIVERIES_RETENTION = 30 * 86_400.0
+"""Seconds that the record of a delivery outlives its messages."""
+
+STATES = ("delivered", "pending", "deferred", "dead", "local")
+
+
+def prune(outbox: Outbox, *, retention: float) -> int:
+    """Delete delivered messages older than *retention* (seconds since delivery), or beyond an eighth of `max_bytes`.
+
+    Returns how many.
+    """
+    now = time.time()
+    with outbox.reading() as connection:
+        old = connection.execute(sql.SETTLED_BEFORE, (now - retention,)).fetchone()[0]
+        beyond = connection.execute(sql.SETTLED_BEYOND_BYTES, (outbox.max_bytes // 8,)).fetchone()[0]
+    removed = 0
+    more = max(old, beyond) > 0
+    while more:
+        with outbox.writing() as transaction:
+            ids = transaction.prunable(max(old, beyond))
+            transaction.remove(ids)
+            before = now - max(retention, DELIVERIES_RETENTION)
+            execute = transaction.execute
+            execute(sql.PRUNE_DELIVERIES, (before, transaction.header.last_id, ROWS_UNDER_THE_GATE))
+        removed += len(ids)
+        more = len(ids) == ROWS_UNDER_THE_GATE
+    return removed
+
+
+def purge(outbox: Outbox, *, state: str, before: float) -> int:
+    """Delete the messages that are in *state* and were accepted *before* (Unix seconds); returns how many.
+
+    What was not delivered leaves no byte behind: freed pages are overwritten and the WAL is emptied. A batch
+    on its way to the receiver is not settled afterwards, and may still arrive.
+    """
+    removed = 0
+    for ids in _slices_in_state(outbox, state, before):
+        with outbox.writing() as transaction:
+            transaction.execute(sql.SECURE_DELETE.format("OFF" if state == "delivered" else "ON"))
+            transaction.remove(ids)
+            transaction.execute(sql.ADVANCE_OVER_SETTLED, (transaction.header.last_id,))
+            if state != "delivered":
+                transaction.header.epoch += 1
+            transaction.execute(sql.COUNT_IN_LEDGER, ("purged", len(ids)))
+        removed += len(ids)
+    if removed and state != "delivered":
+        outbox.empty_wal()
+    return removed
+
+
+def count_purgeable(outbox: Outbox, *, state: str, before: float) -> int:
+    """Return how many messages `purge` would delete."""
+    return sum(len(ids) for ids in _slices_in_state(outbox, state, before))
+
+
+def retry(outbox: Outbox, destination: str, *, ids: list[int] | None = None, reason: str | None = None) -> int:
+    """Make dead messages pending again, under their own ids: those in *ids*, or all whose reason holds *reason*.
+
+    Returns how many. They are due at once, also for a receiver that is being waited for.
+    """
+    count = 0
+    for slice_ids in _slices(ids) if ids is not None else _dead_slices(outbox, destination, reason):
+        with outbox.writing() as transaction:
+            for id in slice_ids:
+                count += transaction.execute(sql.RETRY, (destination, id)).rowcount
+    return count
+
+
+def _slices(ids: list[int]) -> Iterator[list[int]]:
+    for start in range(0, len(ids), ROWS_UNDER_THE_GATE):
+        yield ids[start : start + ROWS_UNDER_THE_GATE]
+
+
+def _dead_slices(outbox: Outbox, destination: str, reason: str | None) -> Iterator[list[int]]:
+    after = 0
+    while True:
+        with outbox.reading() as connection:
+            rows = connection.execute(sql.DEAD, (destination, after, reason, ROWS_UNDER_THE_GATE)).fetchall()
+        if not rows:
+            return
+        yield [id for (id,) in rows]
+        after = rows[-1][0]
+
+
+def _slices_in_state(outbox: Outbox, state: str, before: float) -> Iterator[list[int]]:
+    """Give the ids in *state*, oldest first, a slice at a time, each read after the one before was dealt with."""
+    statement = sql.IDS_IN_STATE[state]
+    after = 0
+    while True:
+        with outbox.reading() as connection:
+            rows = connection.execute(statement, (after, before, ROWS_UNDER_THE_GATE, state)).fetchall()
+        if not rows:
+            return
+        yield [id for (id,) in rows]
+        after = rows[-1][0]

@@ -1,0 +1,279 @@
+"""The one place where HTTP happens: `exchange`, and on top of it the seed's `post`."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from outtray import settings
+from outtray.enums import source_context
+from outtray.errors import AnalyticsAPIError, Postponed, SettingsError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+MAX_ANSWER_BYTES = 256 * 1024
+"""Bytes of an answer's body that are read; the rest is left."""
+
+TICK = 0.2
+"""Seconds between two calls of *meanwhile*."""
+
+
+def post(batch: list[str], timeout: int = 15, *, url: str | None = None) -> requests.Response:
+    """Post encoded messages to ``{url}/batch`` as one JSON array; *url* is by default the default tray's.
+
+    *timeout* in seconds is the total deadline. Returns the response, whose status is 200. Raises
+    AnalyticsAPIError for any other status, and with status 0 where no answer came or no url is set.
+    """
+    default = settings.current()
+    url = url or default.url
+    if url is None:
+        raise AnalyticsAPIError(0, "no url is set: give one to configure() or in OUTTRAY_URL")
+    try:
+        response = post_batch(url, [message.encode() for message in batch], timeout, key=default.find_key())
+    except (Postponed, SettingsError) as error:
+        raise AnalyticsAPIError(0, str(error)) from error
+    if response.status_code != 200:
+        raise AnalyticsAPIError(response.status_code, response.text)
+    return response
+
+
+def post_batch(
+    url: str,
+    bodies: list[bytes],
+    timeout: float,
+    *,
+    key: str | None = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> requests.Response:
+    """Post *bodies* in the seed's format and return whatever answer comes. Raises Postponed as `exchange` does."""
+    context = source_context.get()
+    headers = {
+        "accept": "application/json",
+        "content-type": "application/json",
+        source_context.name: getattr(context, "value", str(context)),
+    }
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    return exchange(url.rstrip("/") + "/batch", b"[" + b",".join(bodies) + b"]", headers, timeout, meanwhile)
+
+
+def exchange(
+    url: str,
+    body: bytes,
+    headers: dict[str, str],
+    timeout: float,
+    meanwhile: Callable[[], None] | None = None,
+) -> requests.Response:
+    """Post *body* and return the answer, whatever its status; redirects are answers too and are not followed.
+
+    *timeout* bounds all of it in seconds, name look-up included; *meanwhile* is called every `TICK` in this
+    thread until the answer is there. At most `MAX_ANSWER_BYTES` of the answer are kept, unpacked. Raises
+    Postponed with the reason where no answer came.
+    """
+    call = _Call(url, body, headers, timeout)
+    if call.wait(timeout, meanwhile):
+        return call.result()
+    call.abandon()
+    raise Postponed(f"no answer within {timeout:g} s")
+
+
+class _Call:
+    """One exchange in a thread of its own, as nothing else bounds a name look-up or a header that trickles in."""
+
+    def __init__(self, url: str, body: bytes, headers: dict[str, str], timeout: float) -> None:
+        self._arguments = (url, body, headers, timeout)
+        self._done = threading.Event()
+        self._response: requests.Response | None = None
+        self._error: Exception | None = None
+        self._session = _idle_session()
+        self._thread = threading.Thread(target=self._run, name="outtray-request", daemon=True)
+        self._thread.start()
+
+    def wait(self, timeout: float, meanwhile: Callable[[], None] | None) -> bool:
+        """Wait for the answer, *timeout* seconds at most; False if there is none by then."""
+        end = time.monotonic() + timeout
+        while True:
+            if meanwhile is not None:
+                meanwhile()
+            left = end - time.monotonic()
+            if self._done.wait(min(TICK, max(left, 0))):
+                return True
+            if left <= 0:
+                return False
+
+    def result(self) -> requests.Response:
+        """Return the response. Raises Postponed."""
+        if self._error is not None:
+            raise Postponed(_reason(self._error)) from self._error
+        assert self._response is not None
+        return self._response
+
+    def abandon(self) -> None:
+        """Shut the connections down, which ends the thread; the session is not used again."""
+        self._session.abandon()
+
+    def _run(self) -> None:
+        url, body, headers, timeout = self._arguments
+        try:
+            # Unpacked by us, with a bound: what the server packs is its own choice.
+            with self._session.post(
+                url,
+                data=body,
+                headers={**headers, "accept-encoding": "identity"},
+                auth=_as_given if "authorization" in headers else None,
+                timeout=timeout,
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                response._content = _bounded_content(response)
+            self._response = response
+            _keep(self._session)
+        except Exception as error:  # all that goes wrong out there is a reason to wait, and is named
+            self._error = error
+        finally:
+            self._done.set()
+
+
+def _as_given(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Leave the request's own authorization: without this a ~/.netrc would take its place."""
+    return request
+
+
+def _bounded_content(response: requests.Response) -> bytes:
+    data: bytes = response.raw.read(MAX_ANSWER_BYTES, decode_content=False)
+    if response.headers.get("content-encoding", "").lower() not in ("gzip", "deflate"):
+        return data
+    try:
+        return zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(data, MAX_ANSWER_BYTES)
+    except zlib.error:
+        return data
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong in a line, without the layers of wrapping and the addresses of objects."""
+    cause: BaseException = error
+    while (inner := _inside(cause)) is not None:
+        cause = inner
+    words = {
+        "ConnectionRefusedError": "connection refused",
+        "ConnectionResetError": "connection reset by the receiver",
+        "RemoteDisconnected": "the receiver closed the connection without an answer",
+        "gaierror": "the receiver's name cannot be resolved",
+        "SSLCertVerificationError": "the receiver's certificate cannot be verified",
+        "TimeoutError": "the receiver did not answer in time",
+    }
+    kind = type(cause).__name__
+    text = " ".join(str(cause).split())[:200]
+    return f"{words.get(kind, kind)}: {text}" if kind != "ConnectionRefusedError" else words[kind]
+
+
+def _inside(error: BaseException) -> BaseException | None:
+    inner = getattr(error, "reason", None)
+    if not isinstance(inner, BaseException):
+        inner = error.__cause__ or error.__context__
+    if not isinstance(inner, BaseException):
+        inner = next((argument for argument in error.args if isinstance(argument, BaseException)), None)
+    return inner
+
+
+# Sessions, whose connections can be shut down from outside the thread that waits on them
+
+
+class _Session(requests.Session):
+    """A session that knows its open connections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connections: list[_Tracked] = []
+        self.mount("http://", _Adapter(self))
+        self.mount("https://", _Adapter(self))
+
+    def abandon(self) -> None:
+        """Shut every connection down."""
+        for connection in list(self.connections):
+            connection.shut_down()
+        self.close()
+
+
+class _Adapter(HTTPAdapter):
+    """requests' own adapter with connections that report to the session."""
+
+    def __init__(self, session: _Session) -> None:
+        self._connected = session.connections.append
+        super().__init__(pool_connections=1, pool_maxsize=1)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self._track(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        self._track(manager)
+        return manager
+
+    def _track(self, manager: Any) -> None:
+        connected = self._connected
+
+        class Plain(_Tracked, HTTPConnection):
+            tell = staticmethod(connected)
+
+        class Secure(_Tracked, HTTPSConnection):
+            tell = staticmethod(connected)
+
+        class PlainPool(HTTPConnectionPool):
+            ConnectionCls = Plain
+
+        class SecurePool(HTTPSConnectionPool):
+            ConnectionCls = Secure
+
+        manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+
+
+class _Tracked:
+    """A connection that is told of when it connects, and can be shut down."""
+
+    sock: socket.socket | None
+    tell: Callable[[_Tracked], None]
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        type(self).tell(self)
+
+    def shut_down(self) -> None:
+        """End whatever waits on the socket."""
+        if self.sock is not None:
+            import socket
+
+            try:
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+            except OSError:
+                return  # it is closed already
+
+
+_idle: list[_Session] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # the sockets are the parent's
+
+
+def _idle_session() -> _Session:
+    """Return the session that was used last, with its connection kept alive, or a new one."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _Session()
+
+
+def _keep(session: _Session) -> None:
+    del session.connections[:-1]
+    if len(_idle) < 4:
+        _idle.append(session)

@@ -1,0 +1,272 @@
+"""Settings: one frozen value, from arguments, the environment, the config file, the outbox and the defaults.
+
+The first of these that names an option wins, in that order; `options.py` lists what can be set.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from outtray.errors import SettingsError
+from outtray.options import OPTIONS, checked, environment_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+STORED = ("url", "destination", "write_key_file", "retention", "max_batch_count", "max_batch_bytes", "timeout")
+"""What is kept in the outbox for drainers that know nothing of the host: nothing secret."""
+
+
+class Settings:
+    """The settings of one application, frozen; one attribute for each of `OPTIONS`.
+
+    *sources* maps each option to "argument", "environment", "file", "stored" or "default"; *problems* lists
+    what was found in environment and file but cannot be right, one sentence each (the default stands instead).
+    """
+
+    app: str
+    dir: str
+    url: str | None
+    destination: str
+    write_key: str | None
+    write_key_file: str | None
+    consent: str
+    consent_events: bool
+    flush: str
+    flush_interval: float
+    exit_interval: float
+    user_id: str | None
+    version: str | None
+    server_variable: str
+    debug: bool
+    max_bytes: int
+    max_message_bytes: int
+    retention: float
+    max_batch_count: int
+    max_batch_bytes: int
+    timeout: float
+    sources: Mapping[str, str]
+    problems: tuple[str, ...]
+
+    __slots__ = (*(option.name for option in OPTIONS), "problems", "sources")
+
+    def __init__(self, values: Mapping[str, Any], sources: Mapping[str, str], problems: tuple[str, ...] = ()) -> None:
+        for option in OPTIONS:
+            object.__setattr__(self, option.name, values[option.name])
+        object.__setattr__(self, "sources", sources)
+        object.__setattr__(self, "problems", problems)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"settings are frozen: make new ones to change {name!r}")
+
+    def __repr__(self) -> str:
+        return f"Settings(app={self.app!r}, dir={self.dir!r}, url={without_credentials(self.url)!r})"
+
+    @property
+    def directory(self) -> str:
+        """The application's own directory, below `dir`."""
+        return os.path.join(self.dir, self.app)
+
+    def over(self, stored: Mapping[str, Any]) -> Settings:
+        """Return these settings with *stored* values in place of defaults; stored nonsense is passed over."""
+        values = {option.name: getattr(self, option.name) for option in OPTIONS}
+        sources = dict(self.sources)
+        for option in OPTIONS:
+            if option.name in STORED and option.name in stored and sources[option.name] == "default":
+                try:
+                    values[option.name] = checked(option, stored[option.name])
+                except SettingsError:
+                    continue  # written by a release that knows more values: ours stands
+                sources[option.name] = "stored"
+        return Settings(values, sources, self.problems)
+
+    def to_store(self) -> dict[str, Any]:
+        """Return what drainers need to know of these settings: the named part of them, and never a secret.
+
+        ``needs_key`` tells that the host delivers with a key, or with credentials in its url.
+        """
+        kept = {name: getattr(self, name) for name in STORED if self.sources[name] != "default"}
+        if self.url is None:
+            return {}
+        kept["url"] = without_credentials(self.url)
+        kept["needs_key"] = bool(self.write_key or self.write_key_file) or kept["url"] != self.url
+        return kept
+
+    def find_key(self) -> str | None:
+        """Return the write key, read from `write_key_file` where only that is set. Raises SettingsError."""
+        if self.write_key is not None or self.write_key_file is None:
+            return self.write_key
+        try:
+            with open(self.write_key_file, encoding="utf-8") as file:
+                return file.read().strip() or None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"write_key_file={self.write_key_file!r} cannot be read: {error}") from error
+
+
+_arguments: dict[str, Any] = {}
+_current: Settings | None = None
+
+
+def use(arguments: Mapping[str, Any]) -> Settings:
+    """Make *arguments* the ones of this process's default application and return its settings. Raises SettingsError."""
+    global _arguments, _current
+    settings = resolve(arguments)
+    if settings.problems:
+        raise SettingsError(settings.problems[0])
+    _arguments, _current = dict(arguments), settings
+    return settings
+
+
+def current() -> Settings:
+    """Return the default application's settings; environment and file are read once, at the first call."""
+    global _current
+    if _current is None:
+        _current = resolve(_arguments)
+    return _current
+
+
+def configured_app() -> str | None:
+    """Return the app that `use` was told of, None before."""
+    return current().app if _arguments else None
+
+
+def resolve(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Return settings from *arguments*, *environ*, the config file and the defaults.
+
+    An argument of None counts as not given. Raises SettingsError for an argument that is unknown or cannot
+    be right; faults of environment and file go to `Settings.problems` instead.
+    """
+    known = {option.name for option in OPTIONS}
+    for name in arguments:
+        if name not in known:
+            raise SettingsError(f"unknown setting {name!r}; known are {', '.join(sorted(known))}")
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    problems: list[str] = []
+    path = config_path(environ)
+    file = _config(path, problems)
+    for option in OPTIONS:
+        name = option.name
+        if arguments.get(name) is not None:
+            values[name], sources[name] = checked(option, arguments[name]), "argument"
+            continue
+        app_section = file.get("app", {}).get(values.get("app"), {}) if name != "app" else {}
+        for source, shown, raw in (
+            ("environment", environment_name(name), environ.get(environment_name(name)) or None),
+            ("file", f"{path}: {name}", app_section.get(name, file.get(name) if name != "app" else None)),
+        ):
+            if raw is None:
+                continue
+            try:
+                values[name], sources[name] = checked(option, raw, shown), source
+            except SettingsError as error:
+                problems.append(str(error))
+                continue
+            break
+        else:
+            values[name], sources[name] = option.default, "default"
+    if values["dir"] is None:
+        values["dir"] = state_dir(environ)
+    values["dir"] = os.path.abspath(os.path.expanduser(values["dir"]))
+    return Settings(values, sources, tuple(problems))
+
+
+def make_directory(path: str) -> None:
+    """Make *path* with mode 0700 whatever the umask, and its parents. Raises OSError."""
+    if os.path.isdir(path):
+        return
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return  # another process was first, and gives it its mode
+    os.chmod(path, 0o700)
+
+
+def state_dir(environ: Mapping[str, str] = os.environ) -> str:
+    """Return `platformdirs.user_state_path("outtray")`; on Linux by the XDG rule, as that import costs 20 to 33 ms."""
+    return _user_dir("XDG_STATE_HOME", "~/.local/state", "user_state_dir", environ)
+
+
+def config_path(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the path of the config file, below `platformdirs.user_config_path("outtray")`."""
+    return os.path.join(_user_dir("XDG_CONFIG_HOME", "~/.config", "user_config_dir", environ), "config.toml")
+
+
+def _user_dir(variable: str, fallback: str, function: str, environ: Mapping[str, str]) -> str:
+    if sys.platform == "linux":
+        base = environ.get(variable, "").strip() or os.path.expanduser(fallback)
+        return os.path.join(base, "outtray")
+    import platformdirs
+
+    return str(getattr(platformdirs, function)("outtray", appauthor=False))
+
+
+def without_credentials(url: str | None) -> str | None:
+    """Return *url* without a user and password: "https://me:secret@host/x" is "https://host/x"."""
+    if url is None or "@" not in url:
+        return url
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def remember_key(settings: Settings) -> str:
+    """Write the write key of *settings* into the config file, mode 0600, and return the file's path.
+
+    Other lines of the file stay as they are. Raises SettingsError where the file cannot be read or written.
+    """
+    import json
+    import tempfile
+    import tomllib
+
+    path = config_path()
+    header, line = f'[app."{settings.app}"]', f"write_key = {json.dumps(settings.write_key)}"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        lines: list[str] = []
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                lines = file.read().splitlines()
+        start = next((n for n, text in enumerate(lines) if text.strip() in (header, f"[app.{settings.app}]")), None)
+        if start is None:
+            lines += [header, line]
+        else:
+            end = next((n for n in range(start + 1, len(lines)) if lines[n].lstrip().startswith("[")), len(lines))
+            kept = [text for text in lines[start + 1 : end] if text.split("=")[0].strip() != "write_key"]
+            lines[start + 1 : end] = [line, *kept]
+        text = "\n".join(lines) + "\n"
+        tomllib.loads(text)
+        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))  # mkstemp makes it 0600
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"the write key could not be remembered in {path}: {error}") from error
+    return path
+
+
+def _config(path: str, problems: list[str]) -> dict[str, Any]:
+    """Return the config file's content: options for all applications, and in [app.NAME] those for one."""
+    if not os.path.exists(path):
+        return {}
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problems.append(f"the config file {path} was passed over: {error}")
+        return {}
+    for name in content.keys() - {option.name for option in OPTIONS} | ({"app"} & content.keys()):
+        if name != "app" or not _is_table_of_tables(content["app"]):
+            problems.append(f"{path}: {name!r} is not an option and was passed over")
+            content.pop(name)
+    return content
+
+
+def _is_table_of_tables(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())

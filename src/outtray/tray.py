@@ -1,0 +1,167 @@
+"""A tray: one application's settings, consent, outbox and flusher together; the package's functions are one too."""
+
+from __future__ import annotations
+
+from outtray import client as client_module
+from outtray import consent, identity
+from outtray import settings as settings_module
+from outtray.client import Client
+from outtray.context import AnalyticsContext
+from outtray.encoding import as_properties
+from outtray.errors import SettingsError
+from outtray.outbox import store
+from outtray.outbox.database import exists
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any
+    from uuid import UUID
+
+    from outtray.delivery.flush import FlushReport
+    from outtray.enums import AnalyticsEvent
+    from outtray.settings import Settings
+
+
+class Tray:
+    """The out-tray of one application, for a library that lives in somebody else's process.
+
+    *options* are the settings (README, "Settings"); *app* is the only one needed. *remember_key* keeps the
+    write key in the user's config file, mode 0600, for drainers such as cron. Two trays never mix settings,
+    outboxes or consent. Raises SettingsError; the methods raise nothing.
+    """
+
+    def __init__(self, *, app: str, remember_key: bool = False, **options: Any) -> None:
+        settings = settings_module.resolve({"app": app, **options})
+        if settings.problems:
+            raise SettingsError(settings.problems[0])
+        if remember_key:
+            settings_module.remember_key(settings)
+        self._client = Client(settings=settings)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._client.settings
+
+    def track(
+        self,
+        event: AnalyticsEvent | str,
+        metadata: dict[str, Any] | None = None,
+        *,
+        user_id: UUID | str | None = None,
+        message_id: str | None = None,
+        timestamp: datetime | float | str | None = None,
+    ) -> bool:
+        """Record an event; True once it is committed. `event_success` is True where *metadata* does not say."""
+        with AnalyticsContext(client=self._client, user_id=user_id) as analytics:
+            properties = {"event_success": True, **as_properties(metadata)}
+            return analytics.track(event, properties, message_id=message_id, timestamp=timestamp)
+        return False
+
+    def identify(
+        self,
+        metadata: dict[str, Any] | None = None,
+        *,
+        user_id: UUID | str | None = None,
+        message_id: str | None = None,
+        timestamp: datetime | float | str | None = None,
+    ) -> bool:
+        """Attach *metadata* to the user; True once it is committed, False for None."""
+        if metadata is None:
+            return False
+        with AnalyticsContext(client=self._client, user_id=user_id) as analytics:
+            return analytics.identify(metadata, message_id=message_id, timestamp=timestamp)
+        return False
+
+    def group(
+        self,
+        group_id: UUID,
+        group_metadata: dict[str, Any] | None = None,
+        *,
+        user_id: UUID | str | None = None,
+        message_id: str | None = None,
+        timestamp: datetime | float | str | None = None,
+    ) -> bool:
+        """Put the user into a group; True once it is committed."""
+        with AnalyticsContext(client=self._client, user_id=user_id) as analytics:
+            return analytics.group(group_id, group_metadata, message_id=message_id, timestamp=timestamp)
+        return False
+
+    def alias(
+        self,
+        user_id: UUID,
+        previous_id: UUID,
+        *,
+        message_id: str | None = None,
+        timestamp: datetime | float | str | None = None,
+    ) -> bool:
+        """Say that *previous_id* is the same user as *user_id*; True once it is committed."""
+        with AnalyticsContext(client=self._client) as analytics:
+            return analytics.alias(user_id, previous_id, message_id=message_id, timestamp=timestamp)
+        return False
+
+    def flush(self, timeout: float | None = 15.0) -> FlushReport:
+        """Wait until what this process tracked is settled, whoever delivers it, *timeout* seconds at most.
+
+        A stored wait that is longer than that ends the flush at once; the report says why and how long. None
+        as *timeout* is without bound. Raises nothing.
+        """
+        from outtray.delivery.flush import FlushReport, flush
+
+        settings = self.settings
+        agreed = consent.decide(settings)
+        if agreed.state != consent.GRANTED:
+            return FlushReport("denied", reason=f"consent is {agreed.state}: {agreed.reason}")
+        if not exists(settings.directory):
+            return FlushReport("drained", reason="nothing was ever stored")
+        return flush(self._outbox(), settings, timeout=timeout, until_id=self._client.last_id, sleep_through=True)
+
+    def status(self) -> dict[str, Any]:
+        """Return what `python -m outtray status --json` shows of this application."""
+        from outtray.delivery.status import status
+
+        return status(self.settings)
+
+    def reset_identity(self) -> None:
+        """Forget the client id; the next message makes a new one. Messages that wait keep theirs."""
+        identity.reset(self.settings.directory)
+
+    def close(self) -> None:
+        """Sync and close the outbox and end the thread; the next message opens and starts them again."""
+        from outtray.delivery import flusher
+
+        flusher.shared(self._outbox(), self.settings).stop()
+
+    def _outbox(self) -> store.Outbox:
+        settings = self.settings
+        return store.shared(settings.directory, destination=settings.destination, max_bytes=settings.max_bytes)
+
+
+class _DefaultTray(Tray):
+    """The tray of the process's own application: its client follows `configure`."""
+
+    def __init__(self) -> None:
+        self._client = client_module.default_client
+
+
+default_tray: Tray = _DefaultTray()
+
+
+def configure(*, remember_key: bool = False, **options: Any) -> Tray:
+    """Set the default tray's settings (README, "Settings") and return it; *remember_key* as in `Tray`.
+
+    A later call for the same application replaces the settings. Raises SettingsError for a setting that
+    cannot be right, and for another *app* than before: a second application takes a `Tray` of its own.
+    """
+    before = settings_module.configured_app()
+    app = settings_module.resolve(options).app
+    if before is not None and app != before:
+        raise SettingsError(
+            f"this process is configured for app={before!r}; for {app!r} make a tray of its own: "
+            f"outtray.Tray(app={app!r}, ...)"
+        )
+    settings = settings_module.use(options)
+    if remember_key:
+        settings_module.remember_key(settings)
+    return default_tray
