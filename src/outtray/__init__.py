@@ -33,6 +33,7 @@ _LAZY = {
     "AnalyticsEvent": "enums",
     "AnalyticsTrackedModelMixin": "models",
     "Client": "client",
+    "FlushReport": "delivery.flush",
     "OuttrayError": "errors",
     "SettingsError": "errors",
     "SourceContext": "enums",
@@ -54,6 +55,7 @@ __all__ = [
     "AnalyticsEvent",
     "AnalyticsTrackedModelMixin",
     "Client",
+    "FlushReport",
     "OuttrayError",
     "SettingsError",
     "SourceContext",
@@ -134,10 +136,19 @@ def status() -> dict[str, Any]:
     return _tray().status()
 
 
-def _tray() -> Tray:
-    from outtray.tray import default_tray
+_default: Tray | None = None
 
-    return default_tray
+
+def _tray() -> Tray:
+    global _default
+    if _default is None:
+        from outtray.forking import importing
+
+        with importing:
+            from outtray.tray import default_tray
+
+        _default = default_tray
+    return _default
 
 
 def __getattr__(name: str) -> Any:

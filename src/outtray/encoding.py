@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import time
 from enum import Enum
@@ -20,7 +21,7 @@ MAX_REPR = 200
 """Characters of the repr that stands for an object without a JSON form."""
 
 MAX_DEPTH = 64
-"""Levels of nesting kept where a value has to be rebuilt; the limits of receivers' parsers lie above it."""
+"""Levels of nesting that are kept; the limits of receivers' parsers lie above it."""
 
 CUT = "..."
 """What stands where a cycle or too deep nesting was cut, as in Python's own repr of a cycle."""
@@ -44,22 +45,27 @@ def encode(message: dict[str, Any]) -> str:
     UUID, Enum, datetime, date, time, timedelta (seconds), Decimal and other numbers, bytes (text, else
     base64), set, path, dataclass and pydantic model have their natural form; NaN and infinities are null;
     lone surrogates become U+FFFD; anything else is its repr, `MAX_REPR` characters at most. Cycles and
-    nesting deeper than the C encoder or `MAX_DEPTH` takes are cut at that point (`CUT`).
+    nesting deeper than `MAX_DEPTH` are cut at that point (`CUT`).
     """
     try:
         text = _fast.encode(message)
         text.encode()
+        if text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(text):
+            raise RecursionError
     except Exception:  # a property's own code may raise anything; the careful way loses at most that property
         text = _fast.encode(_plain(message, MAX_DEPTH, ()))
     return text
 
 
 def as_properties(value: object) -> dict[Any, Any]:
-    """Return a caller's properties as a new dict: None is empty, what is no mapping is kept under "value"."""
+    """Return a caller's properties as a new dict: None is empty, what is no (sound) mapping is kept as "value"."""
     if value is None:
         return {}
-    if isinstance(value, dict) or hasattr(value, "keys"):
-        return dict(value)  # type: ignore[call-overload, no-any-return]
+    try:
+        if isinstance(value, dict) or hasattr(value, "keys"):
+            return dict(value)  # type: ignore[call-overload, no-any-return]
+    except Exception:  # a mapping's own code failed: the event is kept, with what `encode` makes of the mapping
+        return {"value": value}
     return {"value": value}
 
 
@@ -74,15 +80,29 @@ _second_text = (-1, "")
 
 
 def timestamp_text(moment: float) -> str:
-    """Return *moment* (Unix seconds) as ISO 8601 in UTC with milliseconds: "2026-01-31T23:59:59.250Z"."""
+    """Return *moment* (Unix seconds) as ISO 8601 in UTC with milliseconds: "2026-01-31T23:59:59.250Z".
+
+    Raises ValueError, OverflowError or OSError for a moment outside the years 1 to 9999.
+    """
     global _second_text
-    milliseconds = int(moment * 1000)
+    milliseconds = round(moment * 1000)  # cut off, a text of ours that was read as a float could lose one
     second = milliseconds // 1000
     kept, text = _second_text
     if kept != second:
-        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        year, *rest = time.gmtime(second)[:6]
+        if not 1 <= year <= 9999:
+            raise ValueError(f"the year {year} has no place in a timestamp")
+        text = "{:04d}-{:02d}-{:02d}T{:02d}:{:02d}:{:02d}".format(year, *rest)
         _second_text = (second, text)
     return f"{text}.{milliseconds % 1000:03d}Z"
+
+
+def _is_too_deep(text: str) -> bool:
+    """Tell whether arrays and objects of a JSON text are nested deeper than `MAX_DEPTH`."""
+    brackets = _NO_BRACKETS.sub("", text).replace("{", "[").replace("}", "]")
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace("[]", "")  # the innermost level
+    return bool(brackets)
 
 
 def _natural(obj: Any) -> Any:
@@ -117,19 +137,20 @@ def _plain(obj: Any, depth: int, parents: tuple[int, ...]) -> Any:
     """Return *obj* rebuilt from dict, list, str, int, float, bool and None, so that encoding it cannot fail."""
     if obj is None or obj is True or obj is False:
         return obj
-    if isinstance(obj, str):
+    kind = type(obj)  # not isinstance(): an object may lie about its __class__, as Mock(spec=str) does
+    if issubclass(kind, str):
         return str.__str__(obj).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(obj, int):
-        return _whole_number(obj)
-    if isinstance(obj, float):
-        return float(obj) if math.isfinite(obj) else None
+    if issubclass(kind, int):
+        return _whole_number(int.__int__(obj))
+    if issubclass(kind, float):
+        return float.__float__(obj) if math.isfinite(obj) else None
     if depth == 0 or id(obj) in parents:
         return CUT
     parents = (*parents, id(obj))
     try:
-        if isinstance(obj, dict):
+        if issubclass(kind, dict):
             return {_key(key): _plain(value, depth - 1, parents) for key, value in list(obj.items())}
-        if isinstance(obj, (list, tuple)):
+        if issubclass(kind, (list, tuple)):
             return [_plain(value, depth - 1, parents) for value in obj]
         return _plain(_natural(obj), depth - 1, parents)
     except RecursionError:
@@ -153,10 +174,10 @@ def _number(obj: Any) -> Any:
 
 def _whole_number(obj: int) -> int | str:
     try:
-        int.__repr__(obj)
+        repr(obj)
     except ValueError:  # above sys.get_int_max_str_digits()
         return hex(obj)[:MAX_REPR]
-    return int(obj)
+    return obj
 
 
 def _ordered(values: Iterable[Any]) -> list[Any]:
@@ -189,4 +210,5 @@ def _is_a(obj: Any, module: str, name: str) -> bool:
     return isinstance(kind, type) and isinstance(obj, kind)
 
 
+_NO_BRACKETS = re.compile(r'(?:"(?:[^"\\]++|\\.)*+"|[^][{}"]++)++')
 _fast = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_natural)

@@ -108,14 +108,14 @@ def package_version(app: str) -> str | None:
 
 
 def _package_version(app: str) -> str | None:
-    version = getattr(sys.modules[app.replace("-", "_")], "__version__", None)
-    if isinstance(version, str):
-        return version
-    from importlib import metadata
-
     try:
+        version = getattr(sys.modules[app.replace("-", "_")], "__version__", None)
+        if isinstance(version, str):
+            return version
+        from importlib import metadata
+
         return metadata.version(app)
-    except metadata.PackageNotFoundError:
+    except Exception:  # no distribution of that name, or the module's own __getattr__: the event goes without it
         return None
 
 

@@ -44,12 +44,11 @@ def _kept(directory: str) -> str:
 
 
 def reset(directory: str) -> None:
-    """Forget the client id; the next message makes a new one."""
+    """Forget the client id; the next message makes a new one. Raises OSError if its file cannot be removed."""
+    path = os.path.join(directory, FILE_NAME)
+    if os.path.lexists(path):
+        os.unlink(path)
     _known.pop(directory, None)
-    try:
-        os.unlink(os.path.join(directory, FILE_NAME))
-    except FileNotFoundError:
-        return
 
 
 def _publish(temporary: str, path: str) -> None:

@@ -77,7 +77,7 @@ def _parse(kind: str | tuple[str, ...], raw: Any) -> Any:
 
 def _text(raw: Any) -> str:
     text = os.fspath(raw) if isinstance(raw, os.PathLike) else raw if isinstance(raw, str) else None
-    if text is None and hasattr(raw, "hex") and not isinstance(raw, float):
+    if text is None and isinstance(getattr(raw, "hex", None), str):  # of bytes it is a method
         text = str(raw)  # a UUID as user_id
     if not isinstance(text, str) or not text:
         raise ValueError("expected text")
@@ -99,8 +99,12 @@ def _url(raw: Any) -> str:
     text = _text(raw).strip()
     scheme, separator, rest = text.partition("://")
     host = rest.partition("/")[0].rpartition("@")[2]
-    if scheme.lower() not in ("http", "https") or not separator or not host or host.startswith(":") or " " in text:
+    name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+    named = bool(name or not colon) and bool(host)
+    if scheme.lower() not in ("http", "https") or not separator or not named or " " in text:
         raise ValueError("expected http://host or https://host, with port and path where needed")
+    if colon and port and not (port.isascii() and port.isdecimal() and int(port[:6]) < 65_536):
+        raise ValueError("expected a port of 0 to 65535")
     return text
 
 
@@ -116,17 +120,23 @@ def _flag(raw: Any) -> bool:
 
 
 def _seconds(raw: Any) -> float:
-    value = float(raw)
+    value = float(_number(raw))
     if not 0 <= value <= 100 * 365 * DAY:
         raise ValueError("expected seconds, 0 to a hundred years")
     return value
 
 
 def _whole(raw: Any) -> int:
-    value = int(raw)
+    value = int(_number(raw))
     if value != float(raw) or not 1 <= value <= 2**62:
         raise ValueError("expected a whole number of at least 1")
     return value
+
+
+def _number(raw: Any) -> Any:
+    if isinstance(raw, (bool, bytes, bytearray)):  # float() and int() would take them
+        raise ValueError("expected a number")
+    return raw
 
 
 _PARSERS: dict[str, Any] = {

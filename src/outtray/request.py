@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - else loaded by the first request's thread, which a fork may cut off
+import netrc  # noqa: F401 - likewise
 import os
 import threading
 import time
@@ -96,8 +98,10 @@ class _Call:
         self._response: requests.Response | None = None
         self._error: Exception | None = None
         self._session = _idle_session()
-        self._thread = threading.Thread(target=self._run, name="outtray-request", daemon=True)
-        self._thread.start()
+        try:
+            threading.Thread(target=self._run, name="outtray-request", daemon=True).start()
+        except RuntimeError:  # an interpreter that is ending starts no threads; the timeouts of requests must do
+            self._run()
 
     def wait(self, timeout: float, meanwhile: Callable[[], None] | None) -> bool:
         """Wait for the answer, *timeout* seconds at most; False if there is none by then."""
@@ -161,20 +165,30 @@ def _bounded_content(response: requests.Response) -> bytes:
 
 def _reason(error: Exception) -> str:
     """Return what went wrong in a line, without the layers of wrapping and the addresses of objects."""
-    cause: BaseException = error
-    while (inner := _inside(cause)) is not None:
-        cause = inner
-    words = {
-        "ConnectionRefusedError": "connection refused",
-        "ConnectionResetError": "connection reset by the receiver",
-        "RemoteDisconnected": "the receiver closed the connection without an answer",
-        "gaierror": "the receiver's name cannot be resolved",
-        "SSLCertVerificationError": "the receiver's certificate cannot be verified",
-        "TimeoutError": "the receiver did not answer in time",
-    }
-    kind = type(cause).__name__
-    text = " ".join(str(cause).split())[:200]
-    return f"{words.get(kind, kind)}: {text}" if kind != "ConnectionRefusedError" else words[kind]
+    chain: list[BaseException] = [error]
+    while (inner := _inside(chain[-1])) is not None and inner not in chain:
+        chain.append(inner)
+    for cause in reversed(chain):
+        if type(cause).__name__ in _WORDS:
+            return f"{_WORDS[type(cause).__name__]} ({_one_line(cause)})"
+    return f"{type(chain[-1]).__name__}: {_one_line(chain[-1])}"
+
+
+_WORDS = {
+    "ConnectionRefusedError": "connection refused",
+    "ConnectionResetError": "connection reset by the receiver",
+    "RemoteDisconnected": "the receiver closed the connection without an answer",
+    "gaierror": "the receiver's name cannot be resolved",
+    "SSLCertVerificationError": "the receiver's certificate cannot be verified",
+    "TimeoutError": "the receiver did not answer in time",
+    "InvalidChunkLength": "the answer is not valid HTTP",
+    "BadStatusLine": "the answer is not valid HTTP",
+    "ValueError": "the answer is not valid HTTP",  # http.client, of a chunk size
+}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _inside(error: BaseException) -> BaseException | None:

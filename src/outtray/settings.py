@@ -198,11 +198,25 @@ def config_path(environ: Mapping[str, str] = os.environ) -> str:
 
 def _user_dir(variable: str, fallback: str, function: str, environ: Mapping[str, str]) -> str:
     if sys.platform == "linux":
-        base = environ.get(variable, "").strip() or os.path.expanduser(fallback)
+        base = environ.get(variable, "")
+        if not base.startswith("/"):  # the XDG rule: a relative path is passed over
+            base = _home(environ) + fallback.removeprefix("~")
         return os.path.join(base, "outtray")
     import platformdirs
 
     return str(getattr(platformdirs, function)("outtray", appauthor=False))
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    home = environ.get("HOME", "")
+    if not home.startswith("/"):
+        import pwd
+
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:  # a user without an entry, as in containers
+            return os.path.expanduser("~")
+    return home.rstrip("/")
 
 
 def without_credentials(url: str | None) -> str | None:
@@ -224,7 +238,10 @@ def remember_key(settings: Settings) -> str:
     import tomllib
 
     path = config_path()
-    header, line = f'[app."{settings.app}"]', f"write_key = {json.dumps(settings.write_key)}"
+    if settings.write_key is None:
+        raise SettingsError("remember_key=True needs a write_key to remember, as an argument or in OUTTRAY_WRITE_KEY")
+    key = json.dumps(settings.write_key, ensure_ascii=False)
+    header, line = f'[app."{settings.app}"]', f"write_key = {key}"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         lines: list[str] = []
@@ -241,9 +258,13 @@ def remember_key(settings: Settings) -> str:
         text = "\n".join(lines) + "\n"
         tomllib.loads(text)
         descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))  # mkstemp makes it 0600
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)  # it holds the key
+            raise
     except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"the write key could not be remembered in {path}: {error}") from error
     return path

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from outtray import client as client_module
-from outtray import consent, identity
+from outtray import consent, identity, journal
 from outtray import settings as settings_module
 from outtray.client import Client
 from outtray.context import AnalyticsContext
 from outtray.encoding import as_properties
 from outtray.errors import SettingsError
+from outtray.forking import importing
 from outtray.outbox import store
 from outtray.outbox.database import exists
 
@@ -107,7 +108,18 @@ class Tray:
         A stored wait that is longer than that ends the flush at once; the report says why and how long. None
         as *timeout* is without bound. Raises nothing.
         """
-        from outtray.delivery.flush import FlushReport, flush
+        with importing:
+            from outtray.delivery.flush import FlushReport
+
+        try:
+            return self._flush(timeout)
+        except Exception as error:  # a destination from elsewhere may raise anything
+            journal.failed("flushing", error)
+            return FlushReport("failed", reason=f"{type(error).__name__}: {error}")
+
+    def _flush(self, timeout: float | None) -> FlushReport:
+        with importing:
+            from outtray.delivery.flush import FlushReport, flush
 
         settings = self.settings
         agreed = consent.decide(settings)
@@ -118,14 +130,31 @@ class Tray:
         return flush(self._outbox(), settings, timeout=timeout, until_id=self._client.last_id, sleep_through=True)
 
     def status(self) -> dict[str, Any]:
-        """Return what `python -m outtray status --json` shows of this application."""
-        from outtray.delivery.status import status
+        """Return what `python -m outtray status --json` shows of this application.
 
-        return status(self.settings)
+        Raises nothing: where the outbox cannot be looked at, "error" says why (it is None otherwise) and what
+        could not be found out is None.
+        """
+        with importing:
+            from outtray.delivery.status import EMPTY, status
 
-    def reset_identity(self) -> None:
-        """Forget the client id; the next message makes a new one. Messages that wait keep theirs."""
-        identity.reset(self.settings.directory)
+        try:
+            return {**status(self.settings), "error": None}
+        except Exception as error:
+            journal.failed("looking at the outbox", error)
+            return {**dict.fromkeys(EMPTY), "error": str(error), "why": f"the outbox cannot be looked at: {error}"}
+
+    def reset_identity(self) -> bool:
+        """Forget the client id and return True; the next message makes a new one. Messages that wait keep theirs.
+
+        False where the file that keeps it cannot be removed: then it stays the same.
+        """
+        try:
+            identity.reset(self.settings.directory)
+        except OSError as error:
+            journal.failed("forgetting the client id", error)
+            return False
+        return True
 
     def close(self) -> None:
         """Sync and close the outbox and end the thread; the next message opens and starts them again."""

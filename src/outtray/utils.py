@@ -82,10 +82,11 @@ class track_handler:  # noqa: N801 - the seed's name
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         failed = kind is not None and kind is not GeneratorExit  # a generator that is closed early has not failed
-        self.metadata["event_success"] = not failed
+        outcome: dict[str, Any] = {"event_success": not failed}
         if failed and kind is not None:
-            self.metadata["event_error_type"] = kind.__name__
-        (self._tray or tray.default_tray).track(self.event, self.metadata)
+            outcome["event_error_type"] = kind.__name__
+        # The block may have put a dict of its own, or something else, into the attribute.
+        (self._tray or tray.default_tray).track(self.event, {**as_properties(self.metadata), **outcome})
 
 
 def track_decorator(event: AnalyticsEvent | str, *, tray: Tray | None = None) -> Callable[[F], F]:
@@ -117,7 +118,9 @@ def _wrapped(function: Callable[..., Any], handler: Callable[[], track_handler])
                     while True:
                         try:
                             answer = yield item
-                        except Exception as error:  # thrown in by the consumer: the generator's to deal with
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:  # thrown in by the consumer: the generator's to deal with
                             item = await inner.athrow(error)
                         else:
                             item = await inner.asend(answer)

@@ -17,6 +17,7 @@ from outtray.settings import config_path, without_credentials
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from outtray.outbox.look import Look
     from outtray.outbox.records import Batch
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings
@@ -28,7 +29,8 @@ MAX_SUSPECTS = 20
 class Drain:
     """A run that delivers what is due in *outbox*, until a step returns a wait.
 
-    With *heed_wait* False a stored wait is passed over; *limit* bounds the messages of the run.
+    With *heed_wait* False a stored wait is passed over; *deadline* (on the monotonic clock) cuts requests short,
+    *limit* bounds the messages of the run.
     *delivered*, *dead* count messages; *stopped_by* is the error that ended the run, if one did.
     *meanwhile* is called about five times a second while an answer is awaited; once *is_leaving* says True
     an answer that still comes is not written down. Raises SettingsError if url, destination or key are
@@ -41,6 +43,7 @@ class Drain:
         settings: Settings,
         *,
         heed_wait: bool = True,
+        deadline: float = float("inf"),
         limit: int | None = None,
         meanwhile: Callable[[], None] = lambda: None,
         is_leaving: Callable[[], bool] = lambda: False,
@@ -58,6 +61,7 @@ class Drain:
         self._destination = destinations.find(self._name)(settings, key)
         self._fingerprint = fingerprint(outbox.meta("salt") or "", settings.url, key)
         self._heed_wait = heed_wait
+        self._deadline = deadline
         self._meanwhile = meanwhile
         self._is_leaving = is_leaving
         self._limit = limit
@@ -96,7 +100,7 @@ class Drain:
         started = time.monotonic()
         bodies = [message.body for message in batch.messages]
         try:
-            status = self._destination.deliver(bodies, self._settings.timeout, self._while_waiting_for(batch))
+            status = self._destination.deliver(bodies, self._time_left(), self._while_waiting_for(batch))
         except Rejected as refusal:
             return refusal
         if not self._is_leaving():
@@ -105,6 +109,9 @@ class Drain:
             self._refused_in_a_row = 0
             self._size = min(self._size * 2, self._settings.max_batch_count)
         return None
+
+    def _time_left(self) -> float:
+        return max(0.05, min(self._settings.timeout, self._deadline - time.monotonic()))
 
     def _while_waiting_for(self, batch: Batch) -> Callable[[], None]:
         """Return what to do while the answer is awaited: read the next batch, once, and what the loop wants."""
@@ -216,7 +223,7 @@ class Drain:
         return backoff.remaining(cursor.next_attempt_at, time.time())
 
 
-def delivery_settings(outbox: Outbox) -> dict[str, Any]:
+def delivery_settings(outbox: Outbox | Look) -> dict[str, Any]:
     """Return what the host stored for drainers, see `Settings.to_store`."""
     stored = json.loads(outbox.meta(DELIVERY_SETTINGS) or "{}")
     return stored if isinstance(stored, dict) else {}

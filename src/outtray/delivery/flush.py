@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from outtray.delivery.drain import Drain
 from outtray.delivery.lock import DrainLock
-from outtray.errors import Held, OutboxError, SettingsError
+from outtray.errors import Held, OutboxBusy, OutboxError, SettingsError
 from outtray.outbox.upkeep import prune
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class _Run:
             return self._drain() if other is None else other
         except SettingsError as error:
             return self._report("not configured", str(error))
+        except OutboxBusy as error:
+            return self._report("postponed", str(error))
         except (OutboxError, OSError) as error:
             return self._report("failed", str(error))
         finally:
@@ -107,7 +109,12 @@ class _Run:
         heed_wait = self._heed_wait
         while True:
             drain = Drain(
-                self._outbox, self._settings, heed_wait=heed_wait, limit=self._limit, meanwhile=self._lock.beat
+                self._outbox,
+                self._settings,
+                heed_wait=heed_wait,
+                deadline=self._end,
+                limit=None if self._limit is None else self._limit - self._delivered - self._dead,
+                meanwhile=self._lock.beat,
             )
             heed_wait = True
             wait = self._steps(drain)
@@ -119,10 +126,10 @@ class _Run:
                 return self._report("limit" if self._is_limit_reached() else "drained")
             if wait == 0.0:
                 return self._report("drained") if self._is_settled() else self._report("timeout", "the time is over")
-            if not self._sleep_through or time.monotonic() + wait > self._end:
-                cursor = self._outbox.cursor(self._outbox.destination)
+            cursor = self._outbox.cursor(self._outbox.destination)
+            held = isinstance(drain.stopped_by, Held) or cursor.held
+            if held or not self._sleep_through or time.monotonic() + wait > self._end:
                 reason = drain.stopped_by.reason if drain.stopped_by else cursor.reason or ""
-                held = isinstance(drain.stopped_by, Held) or cursor.held
                 return self._report("held" if held else "postponed", reason, wait=wait)
             self._sleep(wait)
 
@@ -169,7 +176,7 @@ def flush(
 ) -> FlushReport:
     """Deliver what is due in this thread and report; never raises for what the outbox or the receiver does.
 
-    *timeout* in seconds is checked between requests. With *until_id* it ends when that message is settled,
+    *timeout* in seconds bounds all of it. With *until_id* it ends when that message is settled,
     and waits for another drainer to settle it; without, another drainer at work ends it. *heed_wait* False
     passes a stored wait over, *sleep_through* sleeps through the waits that fit into *timeout*, *limit* bounds
     the number of messages, *progress* is called after each batch with the number done.

@@ -9,6 +9,7 @@ import time
 
 from outtray import consent, journal
 from outtray.errors import OuttrayError
+from outtray.forking import importing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,9 +110,10 @@ class Flusher:
 
     def _deliver(self, stopped: threading.Event) -> float | None:
         """Drain what is due and return the seconds to wait, None until the next message."""
-        from outtray.delivery.drain import Drain, delivery_settings
-        from outtray.delivery.lock import DrainLock
-        from outtray.outbox.upkeep import prune
+        with importing:
+            from outtray.delivery.drain import Drain, delivery_settings
+            from outtray.delivery.lock import DrainLock
+            from outtray.outbox.upkeep import prune
 
         if self.settings.url is None and not delivery_settings(self._outbox).get("url"):
             return None

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from outtray.errors import SettingsError
+from outtray.forking import importing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,12 +44,18 @@ class Destination(Protocol):
 
 def find(name: str) -> type[Destination]:
     """Return the class of the destination called *name*. Raises SettingsError that lists the known ones."""
+    place = DESTINATIONS.get(name) or _added(name)
+    module, _, attribute = place.partition(":")
+    with importing:
+        found: type[Destination] = getattr(import_module(module), attribute)
+    return found
+
+
+def _added(name: str) -> str:
+    """Return the "module:class" of a destination that another package adds."""
     from importlib.metadata import entry_points
 
     added = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    known = {**added, **DESTINATIONS}
-    if name not in known:
-        raise SettingsError(f"unknown destination {name!r}; known are {', '.join(sorted(known))}")
-    module, _, attribute = known[name].partition(":")
-    found: type[Destination] = getattr(import_module(module), attribute)
-    return found
+    if name not in added:
+        raise SettingsError(f"unknown destination {name!r}; known are {', '.join(sorted({*added, *DESTINATIONS}))}")
+    return added[name]

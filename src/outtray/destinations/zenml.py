@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from outtray.destinations import answers
-from outtray.request import post_batch
+from outtray.request import MAX_ANSWER_BYTES, post_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ class ZenML:
 
 def _is_own_success(response: requests.Response) -> bool:
     """Tell the receiver's 200 (an empty body or JSON) from a captive portal's."""
-    if "text/html" in response.headers.get("content-type", "").lower():
+    if "text/html" in response.headers.get("content-type", "").lower() or len(response.content) >= MAX_ANSWER_BYTES:
         return False
     if not response.content.strip():
         return True

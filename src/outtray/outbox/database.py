@@ -28,6 +28,7 @@ class Database:
         self._path = ""
         self._identity = (0, 0)
         self._generation = 0
+        self._is_fresh = True  # nothing was appended since the file was opened
         self._unwritten: dict[str, int] = {}
         self._synced_wal = 0
         self._leaving = False
@@ -131,16 +132,40 @@ class Database:
         """Return the connection and the header, both true of what lies at the path now; only inside the gate."""
         if self._inherited:
             raise OutboxUnusable(f"this process was forked while {self.directory} was busy; it cannot use it")
-        connection = self._connection
         header = self._gate.read()
-        if connection is not None and header is not None and header.generation == self._generation:
-            try:
-                found = os.stat(self._path)
-            except FileNotFoundError:
-                found = None
-            if found is not None and (found.st_dev, found.st_ino) == self._identity:
-                return connection, header
+        if self._connection is not None and header is not None and self._is_at_path(header):
+            return self._connection, header
         return self._open()
+
+    def _enter_to_read(self) -> sqlite3.Connection:
+        """Keep the threads out and return the connection; the gate is passed only to open the file."""
+        if self._connection is not None and not self._leaving:
+            self._gate.enter(alone=False)
+            if self._connection is not None and self._is_at_path(self.header()):
+                return self._connection
+            self._gate.leave()
+        self._enter()
+        try:
+            connection, _ = self._ready()
+        except (sqlite3.Error, OSError) as error:
+            self._leave()
+            raise translated(error, self._path or self.directory) from error
+        except BaseException:
+            self._leave()
+            raise
+        if not self._leaving:
+            self._gate.leave_file()
+        return connection
+
+    def _is_at_path(self, header: Header) -> bool:
+        """Tell whether what is open is what the header and the path mean now: SQLite writes into deleted files too."""
+        if header.generation != self._generation:
+            return False
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == self._identity
 
     def _open(self) -> tuple[sqlite3.Connection, Header]:
         self._close_connection()
@@ -164,6 +189,7 @@ class Database:
         found = os.stat(self._path)
         self._connection, self._identity = connection, (found.st_dev, found.st_ino)
         self._generation = generation
+        self._is_fresh = True
         return connection, header
 
     def _count_missing(self, connection: sqlite3.Connection, last_id: int, missing: int) -> None:
@@ -222,8 +248,10 @@ def database_path(directory: str, generation: int) -> str:
 
 def newest_generation(directory: str) -> int:
     """Return the highest generation that has a file in *directory*, 0 if there is none."""
-    parts = [name.removesuffix(".db").split("-") for name in os.listdir(directory) if name.endswith(".db")]
-    return max((int(part[2]) for part in parts if part[:2] == ["outbox", str(Header.MAJOR)] and part[2:]), default=0)
+    prefix = f"outbox-{Header.MAJOR}-"
+    names = [name for name in os.listdir(directory) if name.startswith(prefix) and name.endswith(".db")]
+    parts = [name[len(prefix) : -len(".db")] for name in names]
+    return max((int(part) for part in parts if part.isdecimal()), default=0)
 
 
 def exists(directory: str) -> bool:

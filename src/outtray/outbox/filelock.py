@@ -62,9 +62,11 @@ class FileLock:
         return self._descriptor >= 0
 
     def open(self, *, create: bool) -> None:
-        """Open the file, made with mode 0600 if *create*. Raises OSError."""
+        """Open the file, made with mode 0600 whatever the umask if *create*. Raises OSError."""
         flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         self._descriptor = os.open(self.path, flags | (os.O_CREAT if create else 0), 0o600)
+        if create and sys.platform != "win32" and os.fstat(self._descriptor).st_mode & 0o777 != 0o600:
+            os.fchmod(self._descriptor, 0o600)
 
     def try_acquire(self) -> bool:
         """Take the lock and return True, or False at once if somebody has it. Raises OSError."""

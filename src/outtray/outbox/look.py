@@ -121,7 +121,7 @@ class Look:
 
     def find(self, id: str) -> list[StoredMessage]:
         """Return the message with this id or message_id, once for each destination; empty if there is none."""
-        rows = self._execute(sql.BY_ID, (int(id),)) if id.isdecimal() and len(id) < 19 else None
+        rows = self._execute(sql.BY_ID, (int(id),)).fetchall() if id.isdecimal() and len(id) < 19 else []
         return [StoredMessage(*row) for row in rows or self._execute(sql.BY_MESSAGE_ID, (id,))]
 
 
@@ -140,8 +140,9 @@ def look(directory: str) -> Iterator[Look]:
     gate = Gate(os.path.join(directory, f"outbox-{Header.MAJOR}.gate"))
     entered = _entered(gate)
     try:
-        has_wal = os.path.exists(f"{path}-wal")
-        connection = open_for_reading(path, immutable=entered and not has_wal)
+        # Nobody writes while the gate is held, or where there is none (a copy), or on a medium that is read-only.
+        is_still = entered or not os.path.exists(gate.file.path) or not os.access(directory, os.W_OK)
+        connection = open_for_reading(path, immutable=is_still and not os.path.exists(f"{path}-wal"))
         try:
             header = gate.read() if gate.file.is_open else None
             highest = connection.execute(sql.HIGHEST_ID).fetchone()[0]

@@ -108,6 +108,11 @@ ADD_DELIVERY = """INSERT INTO deliveries (destination, first_id, last_id, settle
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 FORGET_PASSED = """DELETE FROM exceptions WHERE state = 'delivered' AND destination = ?1
     AND id <= (SELECT id FROM cursors WHERE destination = ?1)"""
+# What is removed ahead of a cursor is no longer waiting, and counted as passed until the cursor passes it.
+PASS_REMOVED = """INSERT OR REPLACE INTO exceptions (destination, id, state)
+    SELECT destination, ?1, 'delivered' FROM cursors WHERE id < ?1"""
+FORGET_ALL_PASSED = """DELETE FROM exceptions WHERE state = 'delivered'
+    AND id <= (SELECT c.id FROM cursors c WHERE c.destination = exceptions.destination)"""
 
 # Retrying, purging, pruning
 
@@ -169,3 +174,11 @@ PAGE_MARKED = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id < ?1 AND st
     AND (?2 IS NULL OR event = ?2) AND accepted_at >= ?3 ORDER BY id DESC LIMIT ?4"""
 BY_ID = f"SELECT {VIEW_COLUMNS} FROM message_states WHERE id = ?"
 BY_MESSAGE_ID = f"SELECT {VIEW_COLUMNS} FROM message_states WHERE message_id = ?"
+
+# Inspecting a copy
+
+INTEGRITY = "PRAGMA integrity_check(20)"
+SPAN = "SELECT count(*), min(id), max(id) FROM messages"
+STATE_COUNTS = "SELECT destination, state, count(*) FROM message_states GROUP BY destination, state"
+CURSORS = "SELECT destination, id, delivered, next_attempt_at, attempts, status, reason, held FROM cursors"
+CHECKSUMS = "SELECT id, crc, CAST(body AS BLOB) FROM messages ORDER BY id"

@@ -56,7 +56,7 @@ class Outbox(Database):
         try:
             connection, header = self._ready()
             self._unchecked -= len(data)
-            if self._unchecked < 0 or local or self._unwritten:
+            if self._is_fresh or self._unchecked < 0 or local or self._unwritten:
                 self._append_with_care(connection, header, row, local=local)
             else:
                 self._insert(connection, header, row)
@@ -87,7 +87,7 @@ class Outbox(Database):
         transaction = Transaction(connection, header)
         connection.execute(sql.BEGIN)
         try:
-            if self._unchecked < 0:
+            if self._is_fresh or self._unchecked < 0:
                 self._check_size(transaction)
             self._insert(connection, header, row)
             transaction.execute(sql.ADD_CURSOR, (self.destination, 0))
@@ -95,6 +95,7 @@ class Outbox(Database):
                 transaction.mark(self.destination, header.last_id, "local")
             self._write_ledger(connection)
             connection.execute(sql.COMMIT)
+            self._is_fresh = False
         except BaseException:
             roll_back(connection)
             raise

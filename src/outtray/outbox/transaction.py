@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 
-from outtray.errors import OutboxUnusable
 from outtray.outbox import sql
 from outtray.outbox.connection import translated
 
@@ -125,20 +124,12 @@ class Reading:
         self._database = database
 
     def __enter__(self) -> sqlite3.Connection:
-        database = self._database
-        if database._connection is None or database.header().generation != database._generation:
-            with database.writing():
-                pass  # opens what is there now
-        database._gate.enter(alone=False)
-        if database._connection is None:
-            database._gate.leave()
-            raise OutboxUnusable(f"{database.directory} was closed meanwhile")
-        return database._connection
+        return self._database._enter_to_read()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._database._gate.leave()
+        self._database._leave()
         if isinstance(error, sqlite3.Error):
             raise translated(error, self._database._path) from error
 

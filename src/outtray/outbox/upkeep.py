@@ -51,9 +51,14 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
     removed = 0
     for ids in _slices_in_state(outbox, state, before):
         with outbox.writing() as transaction:
-            transaction.execute(sql.SECURE_DELETE.format("OFF" if state == "delivered" else "ON"))
+            if state != "delivered":
+                transaction.execute(sql.SECURE_DELETE.format("ON"))
             transaction.remove(ids)
+            transaction.execute(sql.SECURE_DELETE.format("OFF"))
+            for id in ids:
+                transaction.execute(sql.PASS_REMOVED, (id,))
             transaction.execute(sql.ADVANCE_OVER_SETTLED, (transaction.header.last_id,))
+            transaction.execute(sql.FORGET_ALL_PASSED)
             if state != "delivered":
                 transaction.header.epoch += 1
             transaction.execute(sql.COUNT_IN_LEDGER, ("purged", len(ids)))
@@ -71,7 +76,7 @@ def count_purgeable(outbox: Outbox, *, state: str, before: float) -> int:
 def retry(outbox: Outbox, destination: str, *, ids: list[int] | None = None, reason: str | None = None) -> int:
     """Make dead messages pending again, under their own ids: those in *ids*, or all whose reason holds *reason*.
 
-    Returns how many. They are due at once, also for a receiver that is being waited for.
+    Returns how many. They go first in the next drain, which still heeds the wait of the destination.
     """
     count = 0
     for slice_ids in _slices(ids) if ids is not None else _dead_slices(outbox, destination, reason):

@@ -1,0 +1,1 @@
+"""Bridges: programs that have analytics of their own send them through the outbox, one module per program."""

@@ -1,0 +1,263 @@
+"""`outtray flush`: deliver what waits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from outtray import consent
+from outtray.cli import outboxes, progress
+from outtray.cli.arguments import add_json_argument, add_outbox_arguments, count, seconds, setting
+from outtray.cli.exits import DONE, FINDINGS, KEPT, NOT_CONFIGURED, UsageError
+from outtray.cli.output import age_text, count_text, is_interactive, say, size_text, write, write_json
+from outtray.delivery.status import status
+from outtray.errors import OutboxBusy, OutboxError, SettingsError
+from outtray.settings import resolve
+
+if TYPE_CHECKING:
+    import argparse
+
+    from outtray.delivery.flush import FlushReport
+    from outtray.settings import Settings
+
+HELP = """Deliver what waits, of every outbox of this user or of one (--app).
+
+Without a terminal, as in cron, it is silent when all went well, and while the receiver cannot be reached for
+less than --warn-after. Dead letters, and outboxes that are held or not configured, are always named."""
+
+_SEVERITY = (NOT_CONFIGURED, KEPT, FINDINGS, DONE)
+_TELLING = ("held", "not configured", "stalled", "failed", "denied")
+"""Outcomes that are said in cron too."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_outbox_arguments(parser)
+    parser.add_argument("--url", type=setting("url"), help="where to deliver to, instead of what the program stored")
+    parser.add_argument("--destination", type=setting("destination"), help="wire format, instead of the stored one")
+    parser.add_argument("--limit", type=count, metavar="N", help="deliver so many messages at most")
+    parser.add_argument("--max-time", type=seconds, metavar="S", help="begin no request after so many seconds")
+    parser.add_argument("--wait", action="store_true", help="wait, and try again, until all is delivered")
+    parser.add_argument("--all", action="store_true", help="do not heed a stored wait")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    parser.add_argument(
+        "--warn-after",
+        type=seconds,
+        default=86_400.0,
+        metavar="S",
+        help="in cron, be silent about messages that wait for less (default %(default).0f s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="be as silent on a terminal as in cron")
+    add_json_argument(parser, "a JSON array with one report for each outbox")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Deliver and report. Returns the exit code, of several outboxes the most severe; raises OutboxError."""
+    if arguments.destination is not None:
+        _require_destination(arguments.destination)
+    chosen = outboxes.chosen(arguments, url=arguments.url, destination=arguments.destination)
+    if not chosen:
+        folder = resolve({"dir": arguments.dir}).dir
+        if is_interactive() and not arguments.quiet:
+            say(f"nothing to deliver: no outbox in {folder}")
+        if arguments.json:
+            write_json([])
+        return DONE
+    if arguments.dry_run:
+        return _dry_run(arguments, chosen)
+    results = _Run(arguments, chosen).go()
+    if arguments.json:
+        write_json([result.to_dict() for result in results])
+    codes = [result.code for result in results]
+    return next(code for code in _SEVERITY if code in codes)
+
+
+@dataclass
+class _Result:
+    """What came of one outbox: its report and what waits now."""
+
+    app: str
+    report: FlushReport
+    pending: int
+    deferred: int
+    oldest_pending_age: float | None
+
+    @property
+    def code(self) -> int:
+        outcome = self.report.outcome
+        if outcome in ("held", "not configured", "failed"):
+            return NOT_CONFIGURED
+        if outcome == "denied":
+            return KEPT if self.pending else DONE
+        if outcome not in ("drained", "busy"):
+            return KEPT
+        return FINDINGS if self.report.dead else DONE
+
+    def to_dict(self) -> dict[str, Any]:
+        waiting = {"pending": self.pending, "deferred": self.deferred, "oldest_pending_age": self.oldest_pending_age}
+        return {"app": self.app, **asdict(self.report), **waiting, "exit": self.code}
+
+
+class _Run:
+    """One run over the outboxes that share --max-time and --limit."""
+
+    def __init__(self, arguments: argparse.Namespace, chosen: list[Settings]) -> None:
+        self._arguments = arguments
+        self._chosen = chosen
+        self._end = None if arguments.max_time is None else time.monotonic() + arguments.max_time
+        self._room: int | None = arguments.limit
+        self._is_talking = is_interactive() and not arguments.quiet
+
+    def go(self) -> list[_Result]:
+        results = {settings.app: self._flush(settings, heed_wait=not self._arguments.all) for settings in self._chosen}
+        while self._arguments.wait and (wait := self._next_wait(results)) is not None:
+            if self._is_talking:
+                for result in results.values():
+                    if result.report.outcome == "postponed":
+                        say(f"{result.app}: {result.report.reason}; waiting {age_text(wait)}")
+            time.sleep(wait)
+            for settings in self._chosen:
+                before = results[settings.app]
+                if before.report.outcome == "postponed":
+                    results[settings.app] = _added(before, self._flush(settings, heed_wait=True))
+        for result in results.values():
+            self._say(result)
+        return list(results.values())
+
+    def _next_wait(self, results: dict[str, _Result]) -> float | None:
+        """Return the seconds until an outbox is due again, None if none will be in time."""
+        waits = [each.report.wait for each in results.values() if each.report.outcome == "postponed"]
+        wait = min((wait for wait in waits if wait is not None), default=None)
+        left = self._left()
+        return None if wait is None or (left is not None and wait > left) else wait
+
+    def _left(self) -> float | None:
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def _flush(self, settings: Settings, *, heed_wait: bool) -> _Result:
+        from outtray.delivery.flush import FlushReport
+
+        report, found = FlushReport("drained", reason="nothing waits"), {"pending": 0, "deferred": 0}
+        try:
+            if settings.problems:
+                raise SettingsError(f"{settings.problems[0]}; nothing was sent")
+            found = status(settings)
+            if found["pending"] or found["deferred"]:
+                report = self._deliver(settings, found["pending"], heed_wait=heed_wait)
+                found = status(settings)
+        except SettingsError as error:
+            report = FlushReport("not configured", reason=str(error))
+        except OutboxBusy as error:
+            report = FlushReport("postponed", reason=str(error))
+        except (OutboxError, OSError) as error:
+            report = FlushReport("failed", reason=str(error))
+        if report.outcome == "limit" and not found["pending"]:
+            report = replace(report, outcome="drained")
+        return _Result(settings.app, report, found["pending"], found["deferred"], found.get("oldest_pending_age"))
+
+    def _deliver(self, settings: Settings, pending: int, *, heed_wait: bool) -> FlushReport:
+        from outtray.delivery.flush import FlushReport, flush
+
+        agreed = consent.decide(settings)
+        if agreed.state != consent.GRANTED:
+            return FlushReport("denied", reason=f"consent is {agreed.state} ({agreed.reason})")
+        left = self._left()
+        if left == 0.0:
+            return FlushReport("timeout", reason="the time was over before its turn")
+        if self._room == 0:
+            return FlushReport("limit", reason="the limit was reached before its turn")
+        total = pending if self._room is None else min(pending, self._room)
+        with (
+            outboxes.opened(settings) as outbox,
+            progress.shown(settings.app, total, wanted=self._is_talking) as advance,
+        ):
+            report = flush(outbox, settings, timeout=left, heed_wait=heed_wait, limit=self._room, progress=advance)
+        if self._room is not None:
+            self._room -= min(self._room, report.delivered + report.dead)
+        return report
+
+    def _say(self, result: _Result) -> None:
+        report = result.report
+        is_old = (result.oldest_pending_age or 0.0) >= self._arguments.warn_after and result.code == KEPT
+        is_denied_in_vain = report.outcome == "denied" and not result.pending
+        if self._is_talking or report.dead or is_old or (report.outcome in _TELLING and not is_denied_in_vain):
+            say(_line(result))
+
+
+def _added(before: _Result, after: _Result) -> _Result:
+    """Return the result of two flushes of one outbox."""
+    report = after.report
+    delivered, dead = before.report.delivered + report.delivered, before.report.dead + report.dead
+    return replace(after, report=replace(report, delivered=delivered, dead=dead))
+
+
+def _line(result: _Result) -> str:
+    """Return what happened, what was kept and what to do, in one line."""
+    report = result.report
+    parts = [f"{count_text(report.delivered)} delivered"] if report.delivered or report.outcome == "drained" else []
+    if report.dead:
+        parts.append(
+            f"{count_text(report.dead)} refused for good and kept as dead letters "
+            "(look: outtray list --state dead; again: outtray retry --all)"
+        )
+    if report.outcome != "drained":
+        parts.append(f"{report.outcome}: {report.reason}" if report.reason else report.outcome)
+        if result.pending:
+            age = result.oldest_pending_age
+            since = "" if age is None else f", the oldest for {age_text(age)}"
+            parts.append(f"{count_text(result.pending)} kept{since}")
+        parts.append(_advice(report))
+    return f"{result.app}: {'; '.join(part for part in parts if part)}"
+
+
+def _advice(report: FlushReport) -> str:
+    if report.outcome == "postponed" and report.wait is not None:
+        return f"next attempt in {age_text(report.wait)}, or now with --all"
+    if report.outcome == "held":
+        return "put it right, then try at once with --all"
+    if report.outcome == "stalled":
+        return f"continue or end process {report.pid}"
+    if report.outcome in ("timeout", "limit"):
+        return "run it again for the rest"
+    return ""
+
+
+def _require_destination(name: str) -> None:
+    from outtray import destinations
+
+    try:
+        destinations.find(name)
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+
+
+def _dry_run(arguments: argparse.Namespace, chosen: list[Settings]) -> int:
+    """Say what a flush would send now."""
+    plans = [_plan(arguments, settings) for settings in chosen]
+    if arguments.json:
+        write_json(plans)
+    else:
+        for plan in plans:
+            target = f"{plan['destination']} at {plan['url'] or 'no url'}"
+            write(f"{plan['app']}: {count_text(plan['count'])}, {size_text(plan['bytes'])}, to {target}; {plan['why']}")
+    return DONE
+
+
+def _plan(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    found = status(settings)
+    pending = outboxes.newest_first(settings, state="pending")
+    sizes = [len(each.body.encode()) for each in pending if each.destination == found["destination"]]
+    if arguments.limit is not None:
+        sizes = sizes[-arguments.limit :]  # the oldest go first
+    wait = max(0.0, (found["next_attempt_at"] or 0.0) - time.time())
+    blocked = found["consent"]["state"] != consent.GRANTED or found["not_configured"]
+    return {
+        "app": settings.app,
+        "count": len(sizes),
+        "bytes": sum(sizes),
+        "destination": found["destination"],
+        "url": found["url"],
+        "held_back": bool(blocked or (wait and not arguments.all)),
+        "why": found["why"],
+    }

@@ -1,0 +1,64 @@
+"""`outtray where`: where an outbox and the config file lie."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from outtray.cli import outboxes
+from outtray.cli.arguments import add_json_argument, add_outbox_arguments
+from outtray.cli.exits import DONE
+from outtray.cli.output import size_text, write, write_json
+from outtray.outbox.database import exists
+from outtray.settings import config_path
+
+if TYPE_CHECKING:
+    import argparse
+
+    from outtray.settings import Settings
+
+HELP = """Say where an outbox and the config file lie, which files there are, and whether they exist."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_outbox_arguments(parser)
+    add_json_argument(parser, "one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the places. Returns the exit code; raises OSError, UsageError."""
+    found = _places(outboxes.the_one(arguments))
+    if arguments.json:
+        write_json(found)
+        return DONE
+    write(f"app        {found['app']}")
+    write(f"directory  {found['directory']}{'' if found['exists'] else ' (no outbox yet)'}")
+    for file in found["files"]:
+        write(f"file       {file['path']} ({size_text(file['bytes'])})")
+    config = found["config"]
+    write(f"config     {config['path']}{'' if config['exists'] else ' (not there)'}")
+    return DONE
+
+
+def _places(settings: Settings) -> dict[str, Any]:
+    return {
+        "app": settings.app,
+        "dir": settings.dir,
+        "directory": settings.directory,
+        "exists": exists(settings.directory),
+        "files": _files(settings.directory),
+        "config": {"path": config_path(), "exists": os.path.exists(config_path())},
+    }
+
+
+def _files(directory: str) -> list[dict[str, Any]]:
+    if not os.path.isdir(directory):
+        return []
+    with os.scandir(directory) as entries:
+        files = [
+            {"path": entry.path, "bytes": entry.stat(follow_symlinks=False).st_size}
+            for entry in entries
+            if entry.is_file(follow_symlinks=False)
+        ]
+    return sorted(files, key=lambda file: str(file["path"]))

@@ -1,0 +1,91 @@
+"""The client id."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from threading import Thread
+from uuid import UUID
+
+import pytest
+
+import outtray
+from outtray import identity, settings
+
+
+def test_the_id_is_a_random_uuid_that_is_kept_in_a_private_file(tmp_path: Path) -> None:
+    directory = str(tmp_path / "app")
+    found = identity.client_id(directory)
+    assert UUID(found).version == 4
+    assert UUID(found).variant == "specified in RFC 4122"
+    file = tmp_path / "app" / identity.FILE_NAME
+    assert file.read_text() == found
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    identity._known.clear()  # as in the next process
+    assert identity.client_id(directory) == found
+    assert [entry.name for entry in file.parent.iterdir()] == [identity.FILE_NAME]
+
+
+def test_each_application_has_its_own(tmp_path: Path) -> None:
+    assert identity.client_id(str(tmp_path / "a")) != identity.client_id(str(tmp_path / "b"))
+
+
+def test_it_is_made_with_the_first_message_and_no_sooner(home: Path) -> None:
+    outtray.configure(app="mine")
+    outtray.Tray(app="mine")
+    assert list(home.iterdir()) == []
+    outtray.track("e")
+    assert (Path(settings.state_dir()) / "mine" / identity.FILE_NAME).exists()
+
+
+def test_processes_that_begin_at_once_agree_on_one(
+    tmp_path: Path, run_python: Callable[..., CompletedProcess[str]]
+) -> None:
+    code = f"from outtray import identity; print(identity.client_id({str(tmp_path / 'app')!r}))"
+    found: list[str] = []
+    threads = [Thread(target=lambda: found.append(run_python("-c", code).stdout.strip())) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 6
+    assert set(found) == {(tmp_path / "app" / identity.FILE_NAME).read_text()}
+
+
+@pytest.mark.parametrize("damage", ["", "short", "\x00" * 36, "ä" * 36])
+def test_a_damaged_file_is_replaced(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / identity.FILE_NAME
+    file.write_text(damage, encoding="utf-8")
+    found = identity.client_id(str(tmp_path))
+    assert file.read_text() == found
+    assert UUID(found)
+
+
+def test_where_it_cannot_be_written_one_holds_for_the_process(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    directory = str(tmp_path / "file" / "app")
+    assert identity.client_id(directory) == identity.client_id(directory)
+
+
+def test_a_reset_makes_the_next_message_have_a_new_one() -> None:
+    tray = outtray.Tray(app="mine")
+    before = identity.client_id(tray.settings.directory)
+    assert tray.reset_identity() is True
+    assert not os.path.exists(os.path.join(tray.settings.directory, identity.FILE_NAME))
+    assert identity.client_id(tray.settings.directory) != before
+
+
+def test_a_reset_where_there_is_nothing_is_fine(tmp_path: Path) -> None:
+    assert outtray.Tray(app="unused").reset_identity() is True
+
+
+def test_a_reset_that_cannot_be_done_says_so_and_keeps_the_id(tmp_path: Path) -> None:
+    tray = outtray.Tray(app="mine", dir=tmp_path)
+    file = tmp_path / "mine" / identity.FILE_NAME
+    file.mkdir(parents=True)  # a directory cannot be unlinked, whoever asks
+    before = identity.client_id(tray.settings.directory)
+    assert tray.reset_identity() is False
+    assert identity.client_id(tray.settings.directory) == before

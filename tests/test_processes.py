@@ -1,0 +1,396 @@
+"""What is promised when programs are killed, forked, run at once, or end: counted through a real receiver."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+import outtray
+from outtray.testing import FakeServer
+from tests.conftest import wait_until
+
+Run = Callable[..., CompletedProcess[str]]
+
+
+def start(environment: dict[str, str], code: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for the end of a process that must succeed, and return what it printed."""
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    return output
+
+
+def test_a_killed_program_loses_none_of_a_thousand_events(
+    server: FakeServer, environment: dict[str, str], run_python: Run
+) -> None:
+    server.set_mode("refuse")
+    code = f"""
+import outtray, os, signal
+outtray.configure(app="killed", url={server.url!r})
+assert all([outtray.track("event", {{"number": number}}) for number in range(1000)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = start(environment, code)
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    server.set_mode("ok")
+    flushed = run_python("-m", "outtray", "flush", "--all")
+    assert flushed.returncode == 0, flushed.stderr
+    assert len({message["message_id"] for message in server.received}) == 1000
+    assert [message["properties"]["number"] for message in server.received] == list(range(1000))
+    assert not server.repeats
+
+
+def test_eight_programs_and_two_flushes_at_once_keep_every_order(
+    server: FakeServer, environment: dict[str, str], run_python: Run
+) -> None:
+    code = f"""
+import outtray, sys
+outtray.configure(app="busy", url={server.url!r}, flush="manual")
+for number in range(500):
+    assert outtray.track("event", {{"process": sys.argv[1], "number": number}})
+"""
+    running = [start(environment, code, str(number)) for number in range(8)]
+    flushing: list[subprocess.Popen[bytes]] = []
+    flushes = 0
+    command = [sys.executable, "-m", "outtray", "flush", "--app", "busy"]
+    while any(process.poll() is None for process in running):
+        flushing = [process for process in flushing if process.poll() is None]
+        while len(flushing) < 2:
+            flushing.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+            flushes += 1
+        time.sleep(0.05)
+    assert [process.wait() for process in running] == [0] * 8
+    for process in flushing:
+        process.wait(60)
+    last = run_python("-m", "outtray", "flush", "--app", "busy")
+    assert last.returncode == 0, last.stderr
+    assert flushes >= 2
+    received = [(message["properties"]["process"], message["properties"]["number"]) for message in server.received]
+    assert len(received) == 4000
+    assert not server.repeats
+    for number in range(8):
+        assert [n for process, n in received if process == str(number)] == list(range(500))
+    for process in running:
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_cron_delivers_what_a_program_left_knowing_nothing_of_it(
+    server: FakeServer, environment: dict[str, str], home: Path, tmp_path: Path
+) -> None:
+    code = (
+        f'import outtray; outtray.configure(app="nightly", url={server.url!r}, flush="manual"); outtray.track("event")'
+    )
+    finish(start(environment, code))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    source = environment["PYTHONPATH"]
+    bare = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {source!r}); import outtray.cli; sys.exit(outtray.cli.main(['flush']))",
+    ]
+    flushed = subprocess.run(bare, env={"HOME": str(home)}, cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert (flushed.returncode, flushed.stdout, flushed.stderr) == (0, "", "")
+    assert [message["event"] for message in server.received] == ["event"]
+
+
+def test_a_key_is_never_stored_and_its_absence_is_explained(
+    server: FakeServer, environment: dict[str, str], home: Path, run_python: Run
+) -> None:
+    code = """
+import outtray, sys
+remember = len(sys.argv) > 2
+outtray.configure(app="keyed", url=sys.argv[1], write_key="tulip-secret", flush="manual", remember_key=remember)
+outtray.track("event")
+"""
+    finish(start(environment, code, server.url))
+    stored = home / ".local/state/outtray/keyed"
+    for path in stored.iterdir():
+        assert b"tulip" not in path.read_bytes(), path.name
+    without = run_python("-m", "outtray", "flush")
+    assert without.returncode == 78
+    assert all(place in without.stderr for place in ("OUTTRAY_WRITE_KEY", "write_key_file", "config.toml"))
+    assert not server.received
+    with_key = run_python("-m", "outtray", "flush", OUTTRAY_WRITE_KEY="tulip-secret")
+    assert with_key.returncode == 0, with_key.stderr
+    assert server.requests[-1].headers["authorization"] == "Bearer tulip-secret"
+    finish(start(environment, code, server.url, "remember"))
+    remembered = run_python("-m", "outtray", "flush")
+    assert remembered.returncode == 0, remembered.stderr
+    assert len(server.received) == 2
+
+
+def test_credentials_in_a_url_are_not_stored(server: FakeServer, environment: dict[str, str], home: Path) -> None:
+    url = server.url.replace("http://", "http://me:tulip@")
+    code = f'import outtray; outtray.configure(app="cred", url={url!r}, flush="manual"); outtray.track("event")'
+    finish(start(environment, code))
+    for path in (home / ".local/state/outtray/cred").iterdir():
+        assert b"tulip" not in path.read_bytes(), path.name
+
+
+# Threads, exits and detached flushes
+
+
+def test_the_thread_delivers_without_being_asked(server: FakeServer) -> None:
+    outtray.configure(app="threaded", url=server.url, flush_interval=0.05)
+    for number in range(50):
+        assert outtray.track("event", {"number": number})
+    assert wait_until(lambda: len(server.received) == 50)
+    assert [message["properties"]["number"] for message in server.received] == list(range(50))
+
+
+def test_the_thread_goes_on_after_the_receiver_was_away(server: FakeServer) -> None:
+    server.set_mode("500", times=2)
+    outtray.configure(app="threaded", url=server.url, flush_interval=0.05)
+    assert outtray.track("event")
+    assert wait_until(lambda: len(server.received) == 1)
+
+
+@pytest.mark.parametrize("mode", ["refuse", "hang", "trickle", "500"])
+def test_the_end_of_a_program_does_not_wait_for_the_network(
+    mode: str, server: FakeServer, environment: dict[str, str]
+) -> None:
+    server.set_mode(mode)
+    code = f"""
+import outtray, time
+outtray.configure(app="ending", url={server.url!r}, flush_interval=0.01)
+outtray.track("event")
+time.sleep(0.3)
+print(time.monotonic(), flush=True)
+"""
+    ended = float(finish(start(environment, code)))
+    assert time.monotonic() - ended < 5  # the receiver would have kept it for 15 s
+
+
+def test_a_program_that_ends_leaves_a_detached_flush_behind(server: FakeServer, environment: dict[str, str]) -> None:
+    code = f"""
+import outtray, sys
+outtray.configure(app="detached", url={server.url!r}, flush="exit")
+for number in range(20):
+    assert outtray.track("event", {{"number": number}})
+"""
+    finish(start(environment, code))
+    assert wait_until(lambda: len(server.received) == 20)
+    finish(start(environment, code))  # within the interval: no second flush
+    time.sleep(1.5)
+    assert len(server.received) == 20
+    finish(start({**environment, "OUTTRAY_EXIT_INTERVAL": "0"}, code))
+    assert wait_until(lambda: len(server.received) == 60)
+    assert not server.repeats
+
+
+@pytest.mark.parametrize("why", ["CI", "frozen"])
+def test_no_flush_is_detached_where_it_must_not_be(why: str, server: FakeServer, environment: dict[str, str]) -> None:
+    code = f"""
+import outtray, sys
+{"sys.frozen = True" if why == "frozen" else ""}
+outtray.configure(app="detached", url={server.url!r}, flush="exit")
+outtray.track("event")
+"""
+    finish(start({**environment, **({"CI": "true"} if why == "CI" else {})}, code))
+    time.sleep(1.5)
+    assert not server.requests
+
+
+def test_an_event_tracked_while_the_interpreter_ends_is_kept(
+    server: FakeServer, environment: dict[str, str], run_python: Run
+) -> None:
+    code = f"""
+import atexit
+atexit.register(lambda: print(outtray.track("at the very end")))
+import outtray
+outtray.configure(app="late", url={server.url!r}, flush="manual")
+outtray.track("before")
+"""
+    assert finish(start(environment, code)) == "True\n"
+    assert run_python("-m", "outtray", "flush").returncode == 0
+    assert [message["event"] for message in server.received] == ["before", "at the very end"]
+
+
+# Forks
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_with_the_thread_running_loses_and_repeats_nothing(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    code = f"""
+import os, outtray, sys, threading, time
+outtray.configure(app="forked", url={server.url!r}, flush_interval=0.01)
+stop = threading.Event()
+counted = [0]
+def load():
+    while not stop.is_set():
+        assert outtray.track("thread", {{"number": counted[0]}})
+        counted[0] += 1
+thread = threading.Thread(target=load); thread.start()
+children = []
+for child in range(10):
+    time.sleep(0.02)
+    pid = os.fork()
+    if pid == 0:
+        good = all([outtray.track("child", {{"child": child, "number": number}}) for number in range(20)])
+        outtray.flush(20)
+        os._exit(0 if good else 1)
+    children.append(pid)
+stop.set(); thread.join()
+assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
+report = outtray.flush(30)
+assert report.settled, report
+print(counted[0])
+"""
+    output = finish(start(environment, code))
+    by_thread = [m["properties"]["number"] for m in server.received if m["event"] == "thread"]
+    assert by_thread == list(range(int(output)))
+    for child in range(10):
+        own = [m for m in server.received if m["event"] == "child" and m["properties"]["child"] == child]
+        assert [m["properties"]["number"] for m in own] == list(range(20))
+    assert not server.repeats
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing_children_use_the_outbox(
+    method: str, server: FakeServer, environment: dict[str, str], tmp_path: Path
+) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    script = tmp_path / "program.py"
+    script.write_text(f"""
+import multiprocessing, outtray
+def work(number):
+    outtray.configure(app="pool", url={server.url!r}, flush="manual")
+    return outtray.track("child", {{"number": number}})
+if __name__ == "__main__":
+    outtray.configure(app="pool", url={server.url!r}, flush="manual")
+    outtray.track("parent")
+    with multiprocessing.get_context({method!r}).Pool(4) as pool:
+        assert all(pool.map(work, range(40)))
+    outtray.track("parent")
+    assert outtray.flush(20).settled
+""")
+    subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=90)
+    assert len(server.received) == 42
+    assert not server.repeats
+
+
+# Trays
+
+
+@pytest.mark.parametrize("how", ["threads", "forks"])
+def test_two_trays_of_different_apps_never_mix(how: str, environment: dict[str, str]) -> None:
+    with FakeServer() as one, FakeServer() as two:
+        code = f"""
+import os, outtray, threading
+trays = [outtray.Tray(app="one", url={one.url!r}, user_id="1", flush_interval=0.01),
+         outtray.Tray(app="two", url={two.url!r}, user_id="2", flush_interval=0.01)]
+def work(who):
+    for number in range(100):
+        for tray in trays:
+            assert tray.track(tray.settings.app, {{"who": who, "number": number}})
+if {how!r} == "threads":
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    [t.start() for t in threads]; [t.join() for t in threads]
+else:
+    trays[0].track("one", {{"who": -1}}); trays[1].track("two", {{"who": -1}})
+    pids = []
+    for n in range(4):
+        pid = os.fork()
+        if pid == 0:
+            work(n); os._exit(0)
+        pids.append(pid)
+    assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
+for tray in trays:
+    assert tray.flush(30).settled
+"""
+        finish(start(environment, code))
+        for server, name, user in ((one, "one", "1"), (two, "two", "2")):
+            assert {m["event"] for m in server.received} == {name}
+            assert {m["user_id"] for m in server.received} == {user}
+            assert not server.repeats
+            for who in range(4):
+                own = [m["properties"]["number"] for m in server.received if m["properties"]["who"] == who]
+                assert own == list(range(100)), (name, who)
+
+
+def test_trays_differ_in_consent(tmp_path: Path, home: Path) -> None:
+    yes = outtray.Tray(app="yes", flush="manual")
+    no = outtray.Tray(app="no", flush="manual", consent="denied")
+    local = outtray.Tray(app="local", flush="manual", consent="local")
+    assert (yes.track("a"), no.track("a"), local.track("a")) == (True, False, True)
+    assert yes.status()["pending"] == 1
+    assert local.status()["local"] == 1
+    assert local.flush(1).outcome == "denied"
+    assert not (home / ".local/state/outtray/no").exists()
+
+
+def test_a_tray_can_be_closed_and_used_again(server: FakeServer) -> None:
+    tray = outtray.Tray(app="closed", url=server.url, flush_interval=0.01)
+    assert tray.track("before")
+    tray.close()
+    assert sorted(os.listdir(tray.settings.directory)) == ["client_id", "outbox-1-0.db", "outbox-1.gate"] or (
+        "outbox-1.drain" in os.listdir(tray.settings.directory)
+    )
+    assert tray.track("after")
+    assert tray.flush(20).settled
+    assert [m["event"] for m in server.received] == ["before", "after"]
+
+
+def test_a_directory_deleted_under_a_running_program_costs_only_what_was_in_it(server: FakeServer) -> None:
+    tray = outtray.Tray(app="gone", url=server.url, flush="manual")
+    assert tray.track("before")
+    shutil.rmtree(tray.settings.directory)
+    assert tray.track("after")
+    assert tray.flush(20).settled
+    assert [m["event"] for m in server.received] == ["after"]
+
+
+# Stopped programs
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP here")
+def test_a_stopped_drainer_is_reported_with_its_pid(
+    server: FakeServer, environment: dict[str, str], run_python: Run
+) -> None:
+    tray = outtray.Tray(app="stopped", url=server.url, flush="manual", timeout=1.0)
+    for _ in range(3):
+        assert tray.track("event")
+    tray.close()
+    server.set_mode("ok", delay=30)
+    flushing = subprocess.Popen(
+        [sys.executable, "-m", "outtray", "flush"], env={**environment, "OUTTRAY_TIMEOUT": "30"}
+    )
+    assert wait_until(lambda: len(server.requests) == 1 or bool(server.received))
+    os.kill(flushing.pid, signal.SIGSTOP)
+    try:
+        waiting = run_python("-m", "outtray", "flush", OUTTRAY_TIMEOUT="0.5")
+        assert waiting.returncode == 75
+        assert str(flushing.pid) in waiting.stderr
+    finally:
+        flushing.kill()
+        flushing.wait()
+    server.set_mode("ok")
+    after = run_python("-m", "outtray", "flush", "--json")
+    assert after.returncode == 0, after.stderr
+    assert json.loads(after.stdout)
+    assert {message["event"] for message in server.received} == {"event"}
+    assert len(server.received) == 3
