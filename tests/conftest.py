@@ -29,6 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     settings.use({})
     yield folder
     _close_outboxes()
+    monkeypatch.undo()
     settings.use({})
 
 
@@ -44,6 +45,7 @@ def _close_outboxes() -> None:
     store._shared.clear()
     identity._known.clear()
     journal._last.clear()
+    journal._skipped.clear()
     client.default_client._line = None
 
 

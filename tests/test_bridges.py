@@ -577,7 +577,7 @@ def test_an_interpreter_without_outtray_is_bridged_and_its_path_stays_its_own(
 def test_a_bridge_that_cannot_be_installed_is_silent_unless_debugging(run_elsewhere: Run, fake: Path) -> None:
     write(fake, {"outtray/__init__.py": "raise LookupError('broken')"})
     program = "import zenml.analytics.client; print('runs')"
-    silent, told = run_elsewhere(program), run_elsewhere(program, OUTTRAY_DEBUG="1")
+    silent, told = run_elsewhere(program), run_elsewhere(program, OUTTRAY_AUTOLOAD_DEBUG="1")
     assert (silent.returncode, silent.stdout, silent.stderr) == (0, "runs\n", "")
     assert (told.returncode, told.stdout) == (0, "runs\n")
     assert told.stderr == "outtray: no bridge is installed: LookupError('broken')\n"

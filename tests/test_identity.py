@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
-from threading import Thread
+from threading import Barrier, Thread
 from uuid import UUID
 
 import pytest
@@ -39,6 +39,25 @@ def test_it_is_made_with_the_first_message_and_no_sooner(home: Path) -> None:
     assert list(home.iterdir()) == []
     outtray.track("e")
     assert (Path(settings.state_dir()) / "mine" / identity.FILE_NAME).exists()
+
+
+def test_threads_that_begin_at_once_agree_on_one(tmp_path: Path) -> None:
+    for round_number in range(40):
+        directory = str(tmp_path / str(round_number))
+        together = Barrier(8)
+        found: list[str] = []
+
+        def ask(directory: str = directory, together: Barrier = together, found: list[str] = found) -> None:
+            together.wait(20)
+            found.append(identity.client_id(directory))
+
+        threads = [Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert len(found) == 8
+        assert len(set(found)) == 1
 
 
 def test_processes_that_begin_at_once_agree_on_one(

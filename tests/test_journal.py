@@ -11,6 +11,12 @@ import pytest
 from outtray import journal
 
 
+@pytest.fixture(autouse=True)
+def _nothing_said_yet() -> None:
+    journal._last.clear()
+    journal._skipped.clear()
+
+
 def test_without_the_hosts_own_logging_nothing_is_printed_and_no_root_handler_installed(
     run_python: Callable[..., CompletedProcess[str]],
 ) -> None:

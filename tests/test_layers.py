@@ -167,8 +167,9 @@ def sql_elsewhere(root: Path) -> list[str]:
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         }
         for node in ast.walk(tree):
-            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
-            if is_text and SQL.match(node.value):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in docstrings:
+                continue
+            if SQL.match(node.value):
                 found.append(f"{name}:{node.lineno} holds SQL: {node.value[:40]}")
     return found
 

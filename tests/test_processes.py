@@ -320,6 +320,7 @@ else:
         pids.append(pid)
     assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
 for tray in trays:
+    assert tray.track(tray.settings.app, {{"who": -2}})  # behind all that the children tracked
     assert tray.flush(30).settled
 """
         finish(start(environment, code))

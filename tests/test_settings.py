@@ -45,7 +45,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "destination": (5, b"zenml", "ze\nnml"),
     "write_key": (5, b"key", "a\nb", "\ud800"),
     "write_key_file": (5, b"/x", "/a\x00b"),
-    "consent": ("maybe", 5, True),
+    "consent": ("maybe", 5, 2.5),
     "consent_events": ("maybe", 5, "2"),
     "flush": ("never", True, 1),
     "flush_interval": (-1, "soon", float("nan"), float("inf"), True, [1]),
@@ -365,6 +365,18 @@ def test_a_file_that_cannot_take_the_key_stays_as_it_was(home: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["config.toml"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="resource limits")
+def test_a_full_disk_leaves_no_copy_of_the_key(home: Path, run_python: Callable[..., CompletedProcess[str]]) -> None:
+    code = (
+        "import resource, outtray\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4, 4))\n"
+        "try: outtray.Tray(app='mine', write_key='a-key', remember_key=True)\n"
+        "except outtray.SettingsError as error: print(error)"
+    )
+    assert "could not be remembered" in run_python("-c", code).stdout
+    assert list((home / ".config" / "outtray").iterdir()) == []
+
+
 def test_a_key_comes_from_the_file_that_is_named(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{SECRET}\n")
@@ -374,3 +386,21 @@ def test_a_key_comes_from_the_file_that_is_named(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(SettingsError, match="write_key_file"):
         values.find_key()
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("on", "granted"),
+        ("1", "granted"),
+        ("off", "denied"),
+        ("NO", "denied"),
+        ("Local", "local"),
+        ("perhaps", "denied"),
+    ],
+)
+def test_a_consent_that_cannot_be_read_is_a_denied_one(word: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTTRAY_CONSENT", word)
+    found = settings.resolve({})
+    assert found.consent == state
+    assert bool(found.problems) == (word == "perhaps")

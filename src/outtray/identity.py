@@ -34,10 +34,7 @@ def _kept(directory: str) -> str:
         make_directory(directory)
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(new)
-        if os.path.exists(path):  # damaged: nothing that could be kept
-            os.replace(temporary, path)
-        else:
-            _publish(temporary, path)
+        _publish(temporary, path)
     except OSError:
         return new
     return _read(path) or new
@@ -55,10 +52,12 @@ def _publish(temporary: str, path: str) -> None:
     """Give *temporary* the name *path* unless another process was first: its id is the one to keep."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        pass
+    except OSError:  # it exists, or this file system has no hard links
+        if _read(path) is None:  # damaged or missing: nothing that could be kept
+            os.replace(temporary, path)
     finally:
-        os.unlink(temporary)
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def _read(path: str) -> str | None:

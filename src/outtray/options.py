@@ -26,7 +26,7 @@ OPTIONS = (
     Option("destination", "text", "zenml", "", "Wire format of the receiver"),
     Option("write_key", "secret", None, "", "Key of the receiver; never stored in the outbox"),
     Option("write_key_file", "text", None, "path", "File that holds the key; only its path is stored"),
-    Option("consent", ("granted", "local", "denied"), "granted", "", "Record and send, record only, or neither"),
+    Option("consent", "consent", "granted", "", "`granted` or on: record and send; `local`: record; `denied` or off"),
     Option("consent_events", "flag", False, "", "Let the opt-in and opt-out events pass when consent is denied"),
     Option(
         "flush",
@@ -47,7 +47,7 @@ OPTIONS = (
     Option("max_batch_count", "count", 500, "messages", "Messages in one request, at most"),
     Option("max_batch_bytes", "bytes", 4 * MIB, "bytes", "Bytes of messages in one request, at most"),
     Option(
-        "timeout", "seconds", 15.0, "s", "Total deadline of one request, from the first byte out to the last one in"
+        "timeout", "deadline", 15.0, "s", "Total deadline of one request, from the first byte out to the last one in"
     ),
 )
 
@@ -119,10 +119,27 @@ def _flag(raw: Any) -> bool:
     raise ValueError("expected true or false")
 
 
+def _consent(raw: Any) -> str:
+    word = raw.strip().lower() if isinstance(raw, str) else raw
+    if word in ("granted", "local", "denied"):
+        return str(word)
+    try:
+        return "granted" if _flag(raw) else "denied"
+    except ValueError:
+        raise ValueError("expected granted, local, denied, on or off") from None
+
+
 def _seconds(raw: Any) -> float:
     value = float(_number(raw))
     if not 0 <= value <= 100 * 365 * DAY:
         raise ValueError("expected seconds, 0 to a hundred years")
+    return value
+
+
+def _deadline(raw: Any) -> float:
+    value = _seconds(raw)
+    if value == 0:
+        raise ValueError("expected more than 0 seconds")
     return value
 
 
@@ -145,7 +162,9 @@ _PARSERS: dict[str, Any] = {
     "app": _app,
     "url": _url,
     "flag": _flag,
+    "consent": _consent,
     "seconds": _seconds,
+    "deadline": _deadline,
     "bytes": _whole,
     "count": _whole,
 }

@@ -164,7 +164,9 @@ def resolve(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
                 values[name], sources[name] = checked(option, raw, shown), source
             except SettingsError as error:
                 problems.append(str(error))
-                continue
+                if name != "consent":
+                    continue
+                values[name], sources[name] = "denied", source  # whoever wrote it wanted something of us
             break
         else:
             values[name], sources[name] = option.default, "default"
@@ -282,11 +284,16 @@ def _config(path: str, problems: list[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         problems.append(f"the config file {path} was passed over: {error}")
         return {}
-    for name in content.keys() - {option.name for option in OPTIONS} | ({"app"} & content.keys()):
-        if name != "app" or not _is_table_of_tables(content["app"]):
-            problems.append(f"{path}: {name!r} is not an option and was passed over")
-            content.pop(name)
-    return content
+    known = {option.name for option in OPTIONS} - {"app"}
+    sections = content.pop("app", {})
+    if not _is_table_of_tables(sections):
+        problems.append(f"{path}: 'app' is not a table of applications and was passed over")
+        sections = {}
+    for where, table in (("", content), *((f"app.{name}: ", section) for name, section in sections.items())):
+        for name in table.keys() - known:
+            problems.append(f"{path}: {where}{name!r} is not an option and was passed over")
+            table.pop(name)
+    return {**content, "app": sections}
 
 
 def _is_table_of_tables(value: object) -> bool:

@@ -66,7 +66,7 @@ class _Story:
         self._command("list", "--limit", "3")
         self._tell("The receiver comes back. So does cron; --all: do not heed the wait.")
         self._server.set_mode("ok", delay=0.1)
-        flushed = self._command("flush", "--all") == DONE
+        flushed = self._command("flush", "--all", "--max-time", "30") == DONE
         self._tell("And now?")
         self._command("status")
         return self._end(accepted, all_as_told=offline and flushed)

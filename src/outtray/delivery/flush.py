@@ -152,7 +152,7 @@ class _Run:
             time.sleep(min(left, 0.2))
 
     def _is_settled(self) -> bool:
-        return self._until_id is not None and self._outbox.cursor(self._outbox.destination).id >= self._until_id
+        return self._until_id is not None and self._outbox.is_settled(self._outbox.destination, self._until_id)
 
     def _is_limit_reached(self) -> bool:
         return self._limit is not None and self._delivered + self._dead >= self._limit

@@ -94,6 +94,8 @@ NEWEST = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
     ORDER BY m.id DESC LIMIT 1"""
 CURSOR = """SELECT id, delivered, next_attempt_at, attempts, status, reason, held, fingerprint
     FROM cursors WHERE destination = ?"""
+IS_SETTLED = """SELECT ?2 <= (SELECT id FROM cursors WHERE destination = ?1) AND NOT EXISTS
+    (SELECT 1 FROM exceptions WHERE state = 'retry' AND destination = ?1 AND id <= ?2)"""
 ADVANCE = "UPDATE cursors SET id = max(id, ?) WHERE destination = ?"
 # On to the last id before the first message that waits, over marked messages and ids that are gone.
 ADVANCE_OVER_SETTLED = """UPDATE cursors SET id = max(id, coalesce((SELECT m.id - 1 FROM messages m

@@ -184,6 +184,11 @@ class Outbox(Database):
             row = connection.execute(sql.CURSOR, (destination,)).fetchone()
             return Cursor(row or (0, 0, None, 0, None, None, 0, None))
 
+    def is_settled(self, destination: str, id: int) -> bool:
+        """Tell whether no message up to *id* is pending for *destination*."""
+        with self.reading() as connection:
+            return bool(connection.execute(sql.IS_SETTLED, (destination, id)).fetchone()[0])
+
     def postpone(
         self,
         destination: str,

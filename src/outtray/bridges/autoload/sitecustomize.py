@@ -1,7 +1,7 @@
 """Python imports this at its start in programs below `python -m outtray run`, as its folder leads PYTHONPATH.
 
 It must be readable for any Python, as the program may start another one: no annotations, no f-strings. The program
-never fails for what fails here; OUTTRAY_DEBUG shows it on stderr.
+never fails for what fails here; OUTTRAY_AUTOLOAD_DEBUG shows it on stderr.
 """
 
 import os
@@ -9,7 +9,7 @@ import sys
 
 
 def _report(error):  # type: ignore[no-untyped-def]
-    if os.environ.get("OUTTRAY_DEBUG", "").lower() not in ("", "0", "false", "no", "off"):
+    if os.environ.get("OUTTRAY_AUTOLOAD_DEBUG", "").lower() not in ("", "0", "false", "no", "off"):
         sys.stderr.write("outtray: no bridge is installed: " + repr(error) + "\n")
 
 
