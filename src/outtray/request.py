@@ -170,7 +170,8 @@ def _reason(error: Exception) -> str:
         chain.append(inner)
     for cause in reversed(chain):
         if type(cause).__name__ in _WORDS:
-            return f"{_WORDS[type(cause).__name__]} ({_one_line(cause)})"
+            words = _WORDS[type(cause).__name__]
+            return words if isinstance(cause, ConnectionError) else f"{words} ({_one_line(cause)})"
     return f"{type(chain[-1]).__name__}: {_one_line(chain[-1])}"
 
 
