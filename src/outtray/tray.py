@@ -11,7 +11,7 @@ from outtray.encoding import as_properties
 from outtray.errors import SettingsError
 from outtray.forking import importing
 from outtray.outbox import store
-from outtray.outbox.database import exists
+from outtray.outbox.files import exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from outtray.cli.exits import UsageError
 from outtray.cli.output import say
 from outtray.delivery.drain import delivery_settings
 from outtray.outbox import look, store
-from outtray.outbox.database import exists
+from outtray.outbox.files import exists
 from outtray.settings import resolve
 
 if TYPE_CHECKING:

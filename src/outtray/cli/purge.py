@@ -9,7 +9,7 @@ from outtray.cli.arguments import add_json_argument, add_outbox_arguments, momen
 from outtray.cli.exits import DONE, UsageError
 from outtray.cli.output import count_text, say, write_json
 from outtray.outbox import upkeep
-from outtray.outbox.database import exists
+from outtray.outbox.files import exists
 
 if TYPE_CHECKING:
     import argparse

@@ -9,7 +9,7 @@ from outtray.cli.arguments import add_json_argument, add_outbox_arguments, text
 from outtray.cli.exits import DONE, FINDINGS, UsageError
 from outtray.cli.output import count_text, say, write_json
 from outtray.outbox import look, upkeep
-from outtray.outbox.database import exists
+from outtray.outbox.files import exists
 
 if TYPE_CHECKING:
     import argparse

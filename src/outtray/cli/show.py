@@ -12,7 +12,7 @@ from outtray.cli.exits import DONE, FINDINGS
 from outtray.cli.listing import to_json
 from outtray.cli.output import json_text, say, write, write_json
 from outtray.outbox import look
-from outtray.outbox.database import exists
+from outtray.outbox.files import exists
 
 if TYPE_CHECKING:
     import argparse

@@ -9,7 +9,7 @@ from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments
 from outtray.cli.exits import DONE
 from outtray.cli.output import size_text, write, write_json
-from outtray.outbox.database import exists
+from outtray.outbox.files import exists
 from outtray.settings import config_path
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 import struct
 
 from outtray.outbox.filelock import FileLock
-from outtray.outbox.gate import Header
+from outtray.outbox.files import drain_lock_path
 
 
 class DrainLock:
@@ -15,7 +15,7 @@ class DrainLock:
     LAYOUT = struct.Struct("<IQ")
 
     def __init__(self, directory: str) -> None:
-        self._file = FileLock(os.path.join(directory, f"outbox-{Header.MAJOR}.drain"))
+        self._file = FileLock(drain_lock_path(directory))
         self._beats = 0
 
     def try_acquire(self) -> bool:

@@ -10,7 +10,7 @@ from outtray import consent
 from outtray.delivery.drain import required_key
 from outtray.errors import SettingsError
 from outtray.outbox import look, store
-from outtray.outbox.database import exists
+from outtray.outbox.files import exists
 from outtray.settings import without_credentials
 
 if TYPE_CHECKING:

@@ -9,9 +9,15 @@ from outtray import journal
 from outtray.errors import OutboxError, OutboxUnusable
 from outtray.outbox import sql
 from outtray.outbox.connection import open_database, sync_directory, translated
+from outtray.outbox.files import database_path, gate_path, newest_generation
 from outtray.outbox.gate import Gate, Header
-from outtray.outbox.transaction import Reading, Writing
+from outtray.outbox.ledger import Ledger
+from outtray.outbox.transaction import Transaction
 from outtray.settings import make_directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
 
 
 class Database:
@@ -23,13 +29,13 @@ class Database:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.unsynced = False
-        self._gate = Gate(os.path.join(directory, f"outbox-{Header.MAJOR}.gate"))
+        self._gate = Gate(gate_path(directory))
         self._connection: sqlite3.Connection | None = None
         self._path = ""
         self._identity = (0, 0)
         self._generation = 0
         self._is_fresh = True  # nothing was appended since the file was opened
-        self._unwritten: dict[str, int] = {}
+        self._ledger = Ledger()
         self._synced_wal = 0
         self._leaving = False
         self._inherited = False
@@ -40,7 +46,7 @@ class Database:
 
     def count(self, reason: str, number: int = 1) -> None:
         """Count *number* messages in the ledger under *reason*: now if the gate is free, else with the next write."""
-        self._unwritten[reason] = self._unwritten.get(reason, 0) + number
+        self._ledger.add(reason, number)
         if os.path.isdir(self.directory):
             try:
                 with self.writing():
@@ -72,13 +78,12 @@ class Database:
         self._leaving = self._leaving or leaving
         if self._connection is None:
             return
-        self._enter()
         try:
-            if self._unwritten and self._connection is not None:
-                self._write_ledger(self._connection)
-        except sqlite3.Error as error:
-            raise translated(error, self._path) from error
+            if self._ledger:
+                with self.writing():
+                    pass  # each transaction writes it
         finally:
+            self._enter()
             self._close_connection()
             self._leave()
 
@@ -100,14 +105,19 @@ class Database:
         return Reading(self)
 
     def header(self) -> Header:
-        """Return the gate's header as it is now, without waiting for it. Raises OutboxUnusable if it is damaged."""
-        for _ in range(3):  # a write in progress can tear what is read beside the gate
-            if not self._gate.file.is_open:
-                self._gate.file.open(create=False)
-            header = self._gate.read()
-            if header is not None:
-                return header
-        raise OutboxUnusable(f"the header in {self._gate.file.path} cannot be read")
+        """Return the gate's header as it is now, without waiting for the gate unless the header is damaged."""
+        header = self._glance()
+        if header is None:
+            with self.writing() as transaction:
+                header = transaction.header
+        return header
+
+    def _glance(self) -> Header | None:
+        """Return the header as read beside the gate, None if it cannot be read or was torn by a write just then."""
+        try:
+            return self._gate.read() if self._gate.file.is_open else None
+        except OSError:
+            return None  # another thread is just opening the file anew
 
     # Opening
 
@@ -141,7 +151,8 @@ class Database:
         """Keep the threads out and return the connection; the gate is passed only to open the file."""
         if self._connection is not None and not self._leaving:
             self._gate.enter(alone=False)
-            if self._connection is not None and self._is_at_path(self.header()):
+            header = self._glance()
+            if self._connection is not None and header is not None and self._is_at_path(header):
                 return self._connection
             self._gate.leave()
         self._enter()
@@ -157,13 +168,25 @@ class Database:
             self._gate.leave_file()
         return connection
 
+    def _commit(self, connection: sqlite3.Connection) -> None:
+        """Commit the open transaction, with what the ledger still needs."""
+        self._ledger.write(connection)
+        connection.execute(sql.COMMIT)
+        self._ledger.forget()
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        """Undo the open transaction, if there is one."""
+        self._ledger.take_back()
+        if connection.in_transaction:
+            connection.execute(sql.ROLLBACK)
+
     def _is_at_path(self, header: Header) -> bool:
         """Tell whether what is open is what the header and the path mean now: SQLite writes into deleted files too."""
         if header.generation != self._generation:
             return False
         try:
             found = os.stat(self._path)
-        except FileNotFoundError:
+        except OSError:
             return False
         return (found.st_dev, found.st_ino) == self._identity
 
@@ -200,16 +223,6 @@ class Database:
         connection.execute(sql.COUNT_IN_LEDGER, ("lost", missing))
         connection.execute(sql.COMMIT)
 
-    def _write_ledger(self, connection: sqlite3.Connection) -> None:
-        counts, self._unwritten = self._unwritten, {}
-        try:
-            for reason, number in counts.items():
-                connection.execute(sql.COUNT_IN_LEDGER, (reason, number))
-        except BaseException:
-            for reason, number in counts.items():
-                self._unwritten[reason] = self._unwritten.get(reason, 0) + number
-            raise
-
     def _close_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -237,28 +250,70 @@ class Database:
         """Begin anew in the child, which has none of the parent's threads and locks."""
         self._inherited = self._inherited or self._connection is not None
         self._gate = Gate(self._gate.file.path)
-        self._unwritten = {}  # the parent's to write
+        self._ledger = Ledger()  # what the parent has not written is the parent's to write
         self.unsynced = False
-
-
-def database_path(directory: str, generation: int) -> str:
-    """Return the path of a database file: files are named by format major and generation."""
-    return os.path.join(directory, f"outbox-{Header.MAJOR}-{generation}.db")
-
-
-def newest_generation(directory: str) -> int:
-    """Return the highest generation that has a file in *directory*, 0 if there is none."""
-    prefix = f"outbox-{Header.MAJOR}-"
-    names = [name for name in os.listdir(directory) if name.startswith(prefix) and name.endswith(".db")]
-    parts = [name[len(prefix) : -len(".db")] for name in names]
-    return max((int(part) for part in parts if part.isdecimal()), default=0)
-
-
-def exists(directory: str) -> bool:
-    """Tell whether there is an outbox in *directory*."""
-    return os.path.exists(database_path(directory, newest_generation(directory) if os.path.isdir(directory) else 0))
 
 
 def _new_epoch() -> int:
     """Return a number that no earlier outbox at this path had: a settle on its way is not for this one."""
     return int.from_bytes(os.urandom(6), "little")
+
+
+class Writing:
+    """One transaction under the gate: committed at the end, rolled back on an exception."""
+
+    __slots__ = ("_connection", "_database", "_header")
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> Transaction:
+        database = self._database
+        database._enter()
+        try:
+            self._connection, self._header = database._ready()
+            self._connection.execute(sql.BEGIN)
+        except (sqlite3.Error, OSError) as error:
+            database._leave()
+            raise translated(error, database._path or database.directory) from error
+        except BaseException:
+            database._leave()
+            raise
+        return Transaction(self._connection, self._header)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        database = self._database
+        try:
+            if error is None:
+                database._commit(self._connection)
+                database._gate.write(self._header)
+        except (sqlite3.Error, OSError) as failure:
+            error = failure
+        finally:
+            try:
+                database._roll_back(self._connection)  # nothing to do after a commit
+            finally:
+                database._leave()
+        if isinstance(error, (sqlite3.Error, OSError)):
+            raise translated(error, database._path) from error
+
+
+class Reading:
+    """The outbox's connection, with this process's other threads kept out, but not other processes."""
+
+    __slots__ = ("_database",)
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._database._enter_to_read()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._database._leave()
+        if isinstance(error, sqlite3.Error):
+            raise translated(error, self._database._path) from error

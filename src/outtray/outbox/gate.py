@@ -14,6 +14,7 @@ import zlib
 
 from outtray.errors import OutboxBusy
 from outtray.outbox.filelock import FileLock
+from outtray.outbox.files import MAJOR
 
 DEADLINE = 2.0
 """Seconds that a call waits for the gate; a stopped process may hold it for ever."""
@@ -31,7 +32,6 @@ class Header:
     LAYOUT = struct.Struct("<8sHHIQQI4x")  # and 4 bytes of crc32 behind it
     MAGIC = b"outtray\0"
     SIZE = LAYOUT.size + 4
-    MAJOR = 1
 
     __slots__ = ("epoch", "flags", "generation", "last_id", "pid")
 
@@ -45,7 +45,7 @@ class Header:
     def to_bytes(self) -> bytes:
         """Return the header as it stands in the file."""
         fields = (self.flags, self.generation, self.epoch, self.last_id, self.pid)
-        data = self.LAYOUT.pack(self.MAGIC, self.MAJOR, *fields)
+        data = self.LAYOUT.pack(self.MAGIC, MAJOR, *fields)
         return data + zlib.crc32(data).to_bytes(4, "little")
 
     @classmethod
@@ -55,7 +55,7 @@ class Header:
         if len(data) < cls.SIZE or zlib.crc32(body).to_bytes(4, "little") != crc:
             return None
         magic, major, flags, generation, epoch, last_id, pid = cls.LAYOUT.unpack(body)
-        if magic != cls.MAGIC or major != cls.MAJOR:
+        if magic != cls.MAGIC or major != MAJOR:
             return None
         return cls(generation, epoch, last_id, pid, flags)
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from outtray.errors import OutboxBusy, OutboxUnusable
 from outtray.outbox import sql
 from outtray.outbox.connection import open_for_reading, translated
-from outtray.outbox.database import database_path, newest_generation
-from outtray.outbox.gate import Gate, Header
+from outtray.outbox.files import database_path, gate_path, newest_generation
+from outtray.outbox.gate import Gate
 from outtray.outbox.records import Cursor
 
 TYPE_CHECKING = False
@@ -137,7 +137,7 @@ def look(directory: str) -> Iterator[Look]:
     path = database_path(directory, newest_generation(directory))
     if not os.path.exists(path):
         raise OutboxUnusable(f"there is no outbox in {directory}")
-    gate = Gate(os.path.join(directory, f"outbox-{Header.MAJOR}.gate"))
+    gate = Gate(gate_path(directory))
     entered = _entered(gate)
     try:
         # Nobody writes while the gate is held, or where there is none (a copy), or on a medium that is read-only.

@@ -12,7 +12,7 @@ from outtray.outbox import sql
 from outtray.outbox.connection import translated
 from outtray.outbox.database import Database
 from outtray.outbox.records import Batch, Cursor, Mark, Message
-from outtray.outbox.transaction import Transaction, roll_back
+from outtray.outbox.transaction import Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Outbox(Database):
         try:
             connection, header = self._ready()
             self._unchecked -= len(data)
-            if self._is_fresh or self._unchecked < 0 or local or self._unwritten:
+            if self._is_fresh or self._unchecked < 0 or local or self._ledger:
                 self._append_with_care(connection, header, row, local=local)
             else:
                 self._insert(connection, header, row)
@@ -93,11 +93,10 @@ class Outbox(Database):
             transaction.execute(sql.ADD_CURSOR, (self.destination, 0))
             if local:
                 transaction.mark(self.destination, header.last_id, "local")
-            self._write_ledger(connection)
-            connection.execute(sql.COMMIT)
+            self._commit(connection)
             self._is_fresh = False
         except BaseException:
-            roll_back(connection)
+            self._roll_back(connection)
             raise
 
     def _check_size(self, transaction: Transaction) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from outtray.outbox import sql
 from outtray.outbox.filelock import FileLock
+from outtray.outbox.files import MAJOR
 from outtray.outbox.gate import Header
 from outtray.outbox.look import Look
 
@@ -96,9 +97,9 @@ class _Inspection:
             raise Unreadable(f"{self._path} is an SQLite file but no outbox of outtray")
         name = NAME.fullmatch(os.path.basename(self._path))
         major, generation = (int(name[1]), int(name[2])) if name else (None, None)
-        if major not in (None, Header.MAJOR):
-            self._problems.append(f"its format {major} is not the one that is known here ({Header.MAJOR})")
-        header = _read_header(os.path.join(os.path.dirname(self._path), f"outbox-{major or Header.MAJOR}.gate"))
+        if major not in (None, MAJOR):
+            self._problems.append(f"its format {major} is not the one that is known here ({MAJOR})")
+        header = _read_header(os.path.join(os.path.dirname(self._path), f"outbox-{major or MAJOR}.gate"))
         if header is not None and not (header["magic_ok"] and header["crc_ok"]):
             self._problems.append("the header of the gate is damaged; outtray rebuilds it from the database")
         return {

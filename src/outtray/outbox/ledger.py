@@ -1,0 +1,41 @@
+"""Counts on their way into the ledger: they can be given at any moment, also in a signal handler, without a lock."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from outtray.outbox import sql
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+
+
+class Ledger:
+    """What this process has to add to the ledger with its next transaction."""
+
+    def __init__(self) -> None:
+        self._given: deque[tuple[str, int]] = deque()
+        self._written: list[tuple[str, int]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._given)
+
+    def add(self, reason: str, number: int) -> None:
+        """Count *number* under *reason*."""
+        self._given.append((reason, number))
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Write all counts in the open transaction; `forget` or `take_back` says how that ended."""
+        while self._given:
+            self._written.append(self._given.popleft())
+            connection.execute(sql.COUNT_IN_LEDGER, self._written[-1])
+
+    def forget(self) -> None:
+        """The transaction is committed."""
+        self._written.clear()
+
+    def take_back(self) -> None:
+        """The transaction failed: the counts go into the next one."""
+        self._given.extend(self._written)
+        self._written.clear()
