@@ -16,7 +16,7 @@ HEAVY = {
     "requests", "urllib3", "pydantic", "platformdirs", "rich", "typing", "dataclasses", "pathlib", "logging", "uuid",
     "tomllib", "platform", "locale", "importlib.metadata", "random", "secrets", "inspect", "asyncio", "urllib", "http",
     "socket", "ssl", "subprocess", "contextlib", "tempfile", "shutil", "decimal", "email", "hashlib", "traceback",
-    "multiprocessing", "concurrent", "queue", "select", "selectors", "argparse", "textwrap", "glob", "fnmatch",
+    "multiprocessing", "concurrent", "select", "selectors", "argparse", "textwrap", "glob", "fnmatch",
 }  # fmt: skip
 
 REPORT = """
@@ -27,7 +27,6 @@ print(__import__("json").dumps({
     "answers": answers,
 }))
 """
-
 
 # Without `site`, which may load modules of its own for .pth files: that would hide what outtray loads.
 ALONE = "-S"

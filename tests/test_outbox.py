@@ -328,6 +328,22 @@ def test_a_message_never_goes_into_a_deleted_file(what: str, outbox: Outbox, dir
         assert [message.message_id for message in view.page()] == ["after"]
 
 
+def test_a_message_goes_into_the_outbox_that_another_program_put_in_its_place(
+    outbox: Outbox, directory: str, environment: dict[str, str]
+) -> None:
+    fill(outbox, 5)
+    shutil.rmtree(directory)
+    code = (
+        "import sys; from outtray.outbox.store import shared\n"
+        "shared(sys.argv[1], destination='zenml', max_bytes=1 << 26).append('theirs', 'event', '{}', accepted_at=1.0)"
+    )
+    subprocess.run([sys.executable, "-c", code, directory], env=environment, check=True)
+    outbox.append("ours", "event", BODY, accepted_at=1.0)
+    outbox.close()
+    with look.look(directory) as view:
+        assert [message.message_id for message in view.page()] == ["ours", "theirs"]
+
+
 def test_a_foreign_sqlite_file_is_left_as_it_is(outbox: Outbox, directory: str) -> None:
     os.makedirs(directory)
     path = os.path.join(directory, "outbox-1-0.db")

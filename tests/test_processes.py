@@ -268,6 +268,36 @@ print(counted[0])
     assert not server.repeats
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_lives_on_does_not_keep_its_dead_parents_locks(
+    server: FakeServer, environment: dict[str, str], run_python: Run
+) -> None:
+    server.set_mode("hang")
+    code = f"""
+import os, outtray, sys, time
+outtray.configure(app="orphan", url={server.url!r}, flush_interval=0.01)
+assert outtray.track("event")
+sys.stdin.readline()  # the thread is delivering now, and holds the drain lock
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    os.close(1)
+    time.sleep(60)
+os._exit(0)
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert wait_until(lambda: len(server.requests) == 1)
+        output, _ = parent.communicate("go\n", timeout=30)
+    child = int(output)
+    try:
+        server.set_mode("ok")
+        flushed = run_python("-m", "outtray", "flush", "--all", OUTTRAY_TIMEOUT="1")
+        assert flushed.returncode == 0, flushed.stderr
+        assert len(server.received) == 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing_children_use_the_outbox(
     method: str, server: FakeServer, environment: dict[str, str], tmp_path: Path

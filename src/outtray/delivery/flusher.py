@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 import time
+from queue import Empty, SimpleQueue
 
 from outtray import consent, journal
 from outtray.errors import OuttrayError
@@ -37,7 +38,7 @@ class Flusher:
         self._outbox = outbox
         self._is_registered = False
         self._thread: threading.Thread | None = None
-        self._accepted = threading.Event()
+        self._accepted: SimpleQueue[None] = SimpleQueue()
         self._stopped = threading.Event()
         self._starting = threading.Lock()
         self._next_prune = 0.0
@@ -46,8 +47,8 @@ class Flusher:
         """Say that a message was accepted."""
         if self._thread is None:
             self._start()
-        if not self._accepted.is_set():
-            self._accepted.set()
+        if self._accepted.empty():
+            self._accepted.put(None)  # unlike Event.set, this may come in on top of itself, in a signal handler
 
     def stop(self, *, leaving: bool = False) -> None:
         """End the thread, sync, and close the outbox; with *leaving* for good, as the interpreter ends.
@@ -57,7 +58,7 @@ class Flusher:
         """
         thread, self._thread = self._thread, None
         self._stopped.set()
-        self._accepted.set()
+        self._accepted.put(None)
         if thread is not None:
             thread.join(LEAVE_WITHIN)
         try:
@@ -73,40 +74,51 @@ class Flusher:
     def after_fork_in_child(self) -> None:
         """Forget the parent's thread; the child's first message starts one."""
         self._thread = None
-        self._accepted = threading.Event()
+        self._accepted = SimpleQueue()
         self._stopped = threading.Event()
         self._starting = threading.Lock()
 
     def _start(self) -> None:
-        with self._starting:
-            if self._thread is not None:
-                return
-            if not self._is_registered:
-                atexit.register(self.stop, leaving=True)
-                self._is_registered = True
-            self._stopped = threading.Event()
-            thread = threading.Thread(target=self._run, args=(self._stopped,), name="outtray-flusher", daemon=True)
-            try:
+        if not self._starting.acquire(blocking=False):
+            return  # another thread is at it, or this one is, below a signal handler
+        try:
+            if self._thread is None:
+                self._register()
+                self._stopped = threading.Event()
+                thread = threading.Thread(target=self._run, args=(self._stopped,), name="outtray-flusher", daemon=True)
                 thread.start()
-            except RuntimeError as error:  # the interpreter is ending: the outbox syncs when it closes
-                journal.failed("starting the background thread", error)
-            else:
                 self._thread = thread
+        except RuntimeError as error:  # the interpreter is ending: the outbox syncs when it closes
+            journal.failed("starting the background thread", error)
+        finally:
+            self._starting.release()
+
+    def _register(self) -> None:
+        if not self._is_registered:
+            atexit.register(self.stop, leaving=True)
+            self._is_registered = True
 
     def _run(self, stopped: threading.Event) -> None:
         wait: float | None = None
         while not stopped.is_set():
-            self._accepted.wait(wait)
+            self._wait_for_message(wait)
             stopped.wait(min(self.settings.flush_interval, SYNC_WITHIN))
             if stopped.is_set():
                 return
-            self._accepted.clear()
+            while not self._accepted.empty():
+                self._accepted.get()
             try:
                 self._sync_if_needed()
                 wait = self._deliver(stopped) if self.settings.flush == "thread" and self._may_send() else None
             except Exception as error:  # a thread that ends here would end delivery for the program's life
                 journal.failed("delivering in the background", error)
                 wait = self.settings.timeout
+
+    def _wait_for_message(self, seconds: float | None) -> None:
+        try:
+            self._accepted.get(timeout=seconds)
+        except Empty:
+            return  # a stored wait is over
 
     def _deliver(self, stopped: threading.Event) -> float | None:
         """Drain what is due and return the seconds to wait, None until the next message."""

@@ -65,7 +65,7 @@ class Gate:
 
     def __init__(self, path: str) -> None:
         self.file = FileLock(path)
-        self._threads = threading.Lock()
+        self._threads = threading.RLock()  # a signal handler or finaliser may come in on top of its own thread
         self._owner = 0
         self._alone = False
         self._patience = DEADLINE
@@ -78,27 +78,29 @@ class Gate:
         After one deadline that ran out, each call tries once without waiting until one succeeds: a stopped
         process costs the host two seconds, not two for every event.
         """
-        if self.is_mine():
-            raise OutboxBusy("called from inside an append of the same thread (a signal handler or finaliser)")
         end = time.monotonic() + self._patience
         if not self._threads.acquire(timeout=self._patience):
             self._give_up("another thread")
+        if self._owner:
+            self._threads.release()
+            raise OutboxBusy("called from inside an append of the same thread (a signal handler or finaliser)")
+        self._owner = threading.get_ident()
         try:
             if alone:
                 if not self.file.is_open:
                     self.file.open(create=True)
                 self._wait_for_file(end)
                 self._patience = DEADLINE
+            self._alone = alone
         except BaseException:
+            self._owner = 0
             self._threads.release()
             raise
-        self._alone = alone
-        self._owner = threading.get_ident()
 
     def leave(self) -> None:
         """Go out and let the next one in."""
+        self._owner = 0  # first: who comes in on top now finds the file's lock ours, and gives it back itself
         self.leave_file()
-        self._owner = 0
         self._threads.release()
 
     def leave_file(self) -> None:
