@@ -41,6 +41,17 @@ def setting(name: str) -> Callable[[str], Any]:
     return read
 
 
+def destination(raw: str) -> str:
+    """Read the name of a destination that exists."""
+    from outtray import destinations
+
+    try:
+        destinations.find(raw)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return raw
+
+
 def text(raw: str) -> str:
     """Read any text that can be stored: bytes of the command line that are no UTF-8 cannot."""
     try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from outtray import consent
 from outtray.cli import outboxes, progress
-from outtray.cli.arguments import add_json_argument, add_outbox_arguments, count, seconds, setting
-from outtray.cli.exits import DONE, FINDINGS, KEPT, NOT_CONFIGURED, UsageError
+from outtray.cli.arguments import add_json_argument, add_outbox_arguments, count, destination, seconds, setting
+from outtray.cli.exits import DONE, FINDINGS, KEPT, NOT_CONFIGURED
 from outtray.cli.output import age_text, count_text, is_interactive, say, size_text, write, write_json
 from outtray.delivery.status import status
 from outtray.errors import OutboxBusy, OutboxError, SettingsError
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_outbox_arguments(parser)
     parser.add_argument("--url", type=setting("url"), help="where to deliver to, instead of what the program stored")
-    parser.add_argument("--destination", type=setting("destination"), help="wire format, instead of the stored one")
+    parser.add_argument("--destination", type=destination, help="wire format, instead of the stored one")
     parser.add_argument("--limit", type=count, metavar="N", help="deliver so many messages at most")
     parser.add_argument("--max-time", type=seconds, metavar="S", help="begin no request after so many seconds")
     parser.add_argument("--wait", action="store_true", help="wait, and try again, until all is delivered")
@@ -54,8 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Deliver and report. Returns the exit code, of several outboxes the most severe; raises OutboxError."""
-    if arguments.destination is not None:
-        _require_destination(arguments.destination)
     chosen = outboxes.chosen(arguments, url=arguments.url, destination=arguments.destination)
     if not chosen:
         folder = resolve({"dir": arguments.dir}).dir
@@ -221,15 +219,6 @@ def _advice(report: FlushReport) -> str:
     if report.outcome in ("timeout", "limit"):
         return "run it again for the rest"
     return ""
-
-
-def _require_destination(name: str) -> None:
-    from outtray import destinations
-
-    try:
-        destinations.find(name)
-    except SettingsError as error:
-        raise UsageError(str(error)) from None
 
 
 def _dry_run(arguments: argparse.Namespace, chosen: list[Settings]) -> int:

@@ -9,11 +9,10 @@ import signal
 import subprocess
 import sys
 
-from outtray import bridges, destinations
-from outtray.cli.arguments import setting
+from outtray import bridges
+from outtray.cli.arguments import destination, setting
 from outtray.cli.exits import UsageError
 from outtray.cli.output import say
-from outtray.errors import SettingsError
 
 HELP = """Run a program that knows nothing of outtray with a bridge installed: ZenML's own analytics go to the outbox.
 
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", type=setting("url"), help="where they go; else OUTTRAY_URL; without one they wait")
     parser.add_argument(
         "--destination",
-        type=setting("destination"),
+        type=destination,
         metavar="NAME",
         help="wire format of the receiver; else OUTTRAY_DESTINATION",
     )
@@ -64,11 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _environment(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the program's environment."""
-    if arguments.destination is not None:
-        try:
-            destinations.find(arguments.destination)
-        except SettingsError as error:
-            raise UsageError(str(error)) from None
     environment = {**os.environ, "PYTHONPATH": _path(os.environ.get("PYTHONPATH", ""))}
     environment["OUTTRAY_APP"] = environment.get("OUTTRAY_APP") or APP
     for name in ("app", "url", "destination"):

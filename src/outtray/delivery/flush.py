@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from outtray.delivery.drain import Drain
+from outtray.delivery.drain import Drain, delivery_settings
 from outtray.delivery.lock import DrainLock
 from outtray.errors import Held, OutboxBusy, OutboxError, SettingsError
 from outtray.outbox.upkeep import prune
@@ -74,6 +74,7 @@ class _Run:
 
     def go(self) -> FlushReport:
         try:
+            self._settings = self._settings.over(delivery_settings(self._outbox))
             other = self._wait_for_lock()
             return self._drain() if other is None else other
         except SettingsError as error:
@@ -126,7 +127,7 @@ class _Run:
                 return self._report("limit" if self._is_limit_reached() else "drained")
             if wait == 0.0:
                 return self._report("drained") if self._is_settled() else self._report("timeout", "the time is over")
-            cursor = self._outbox.cursor(self._outbox.destination)
+            cursor = self._outbox.cursor(self._settings.destination)
             held = isinstance(drain.stopped_by, Held) or cursor.held
             if held or not self._sleep_through or time.monotonic() + wait > self._end:
                 reason = drain.stopped_by.reason if drain.stopped_by else cursor.reason or ""
@@ -152,7 +153,7 @@ class _Run:
             time.sleep(min(left, 0.2))
 
     def _is_settled(self) -> bool:
-        return self._until_id is not None and self._outbox.is_settled(self._outbox.destination, self._until_id)
+        return self._until_id is not None and self._outbox.is_settled(self._settings.destination, self._until_id)
 
     def _is_limit_reached(self) -> bool:
         return self._limit is not None and self._delivered + self._dead >= self._limit
