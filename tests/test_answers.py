@@ -77,9 +77,9 @@ def test_a_receiver_that_cannot_take_them_now_loses_nothing(
     server.set_mode(mode, **options)
     track(3)
     began = time.monotonic()
-    report = outtray.flush(3 if mode == "gzip_bomb" else 0.5)  # the bomb takes its time to be made
-    assert time.monotonic() - began < 10
-    assert report.outcome == "postponed"
+    report = outtray.flush(3)  # longer than the request's own timeout, and than the bomb takes to be made
+    assert time.monotonic() - began < 13
+    assert report.outcome in ("postponed", "timeout")  # the second if its time was over in a later attempt
     found = status()
     assert (found["pending"], found["delivered"], found["dead"], found["held"]) == (3, 0, 0, None)
     assert reason in found["waiting_for"]
@@ -95,7 +95,7 @@ def test_a_receiver_that_cannot_take_them_now_loses_nothing(
 def test_a_name_that_does_not_resolve_loses_nothing(status: Callable[[], dict[str, Any]]) -> None:
     outtray.configure(url="http://receiver.invalid", **OPTIONS)
     track(2)
-    assert outtray.flush(1).outcome == "postponed"
+    assert outtray.flush(3).outcome in ("postponed", "timeout")
     found = status()
     assert found["pending"] == 2
     assert "cannot be resolved" in found["waiting_for"]
@@ -104,7 +104,7 @@ def test_a_name_that_does_not_resolve_loses_nothing(status: Callable[[], dict[st
 def test_a_receiver_without_tls_loses_nothing(server: FakeServer, status: Callable[[], dict[str, Any]]) -> None:
     outtray.configure(url=server.url.replace("http:", "https:"), **OPTIONS)
     track(2)
-    assert outtray.flush(1).outcome == "postponed"
+    assert outtray.flush(3).outcome in ("postponed", "timeout")
     found = status()
     assert (found["pending"], found["held"]) == (2, None)
     assert "SSL" in found["waiting_for"]
@@ -206,7 +206,7 @@ def test_a_lone_refused_message_stays_pending(server: FakeServer, status: Callab
     server.set_mode("400")
     outtray.configure(url=server.url, **OPTIONS)
     track(1)
-    assert outtray.flush(0.5).outcome == "postponed"
+    assert outtray.flush(3).outcome in ("postponed", "timeout")
     found = status()
     assert (found["pending"], found["dead"]) == (1, 0)
     assert "kept until another is taken" in found["waiting_for"]
@@ -251,18 +251,17 @@ def test_a_receiver_that_refuses_everything_buries_none(
         assert "refuses every message" in found["held"]
 
 
-def test_a_receiver_that_turns_bad_in_mid_run_buries_twenty_at_most(server: FakeServer) -> None:
+def test_a_receiver_that_turns_bad_in_mid_run_buries_none(server: FakeServer) -> None:
     outtray.configure(url=server.url, max_batch_count=10, **OPTIONS)
     server.set_mode("422")
     server.set_mode("ok", times=3)
     track(300)
     report = outtray.flush(30)
     assert report.outcome == "held"
-    assert report.delivered == 30
-    assert report.dead <= 20
-    for _ in range(3):  # and the runs after it none: they have no success to go by
-        outtray.flush(1)
-    assert outtray.status()["dead"] == report.dead
+    assert (report.delivered, report.dead) == (30, 0)
+    found = outtray.status()
+    assert (found["pending"], found["dead"]) == (270, 0)
+    assert "refuses every message" in found["held"]
 
 
 def test_a_proxy_that_hangs_after_the_connection_costs_one_deadline() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,7 +153,7 @@ def test_closed_streams_do_no_harm(closing: str, server: FakeServer, environment
     )
     line = f'exec {sys.executable} -c "{code}" <&- >&- 2>&-'
     assert subprocess.run(line, shell=True, env=environment, check=False).returncode == 0, "a file took their place"
-    assert outtray.Tray(app="closed", flush="manual").status()["delivered"] == 5
+    assert outtray.Tray(app="closed", url=server.url, flush="manual").status()["delivered"] == 5
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -194,12 +195,68 @@ def test_damaged_files_are_one_line_and_no_traceback(home: Path, run_python: Run
     assert database.read_bytes() == b"this is no database" * 1_000
 
 
-@pytest.mark.parametrize("command", ["status", "list", "where", "flush"])
-def test_a_file_in_place_of_the_folder_is_said(command: str, tmp_path: Path, run_python: Run) -> None:
-    (tmp_path / "file").write_text("x")
-    done = run_python("-m", "outtray", command, "--app", "a", OUTTRAY_DIR=str(tmp_path / "file"))
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 0
+def unusable(kind: str, tmp_path: Path) -> tuple[dict[str, str], str]:
+    """Make a place where no outbox can work; returns the environment that leads there and the path to blame."""
+    if kind == "a file in place of the folder":
+        (tmp_path / "file").write_text("x")
+        return {"OUTTRAY_DIR": str(tmp_path / "file" / "below")}, str(tmp_path / "file")
+    if kind == "no home":
+        return {"HOME": os.devnull}, os.devnull
+    if kind == "a gate that is a directory":
+        gate = tmp_path / "outboxes/a/outbox-1.gate"
+        gate.mkdir(parents=True)
+        return {"OUTTRAY_DIR": str(tmp_path / "outboxes")}, str(gate)
+    if os.getuid() == 0:
+        pytest.skip("root has all rights")
+    (tmp_path / "locked").mkdir(mode=0)
+    return {"OUTTRAY_DIR": str(tmp_path / "locked")}, str(tmp_path / "locked")
+
+
+UNUSABLE = ["a file in place of the folder", "no home", "a gate that is a directory", "a folder without rights"]
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_an_outbox_that_cannot_be_used_does_not_look_healthy(kind: str, tmp_path: Path, run_python: Run) -> None:
+    variables, culprit = unusable(kind, tmp_path)
+    for words in (["status"], ["status", "--json"], ["list"], ["flush"], ["flush", "--json"]):
+        done = run_python("-m", "outtray", *words, "--app", "a", **variables)
+        assert done.returncode == 78, (words, done)
+        assert culprit in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    if kind != "a gate that is a directory":  # without a name no outbox is found at all
+        assert run_python("-m", "outtray", "flush", **variables).returncode == 78
+    assert run_python("-m", "outtray", "where", "--app", "a", **variables).returncode == 0
+    code = (
+        "import json, outtray; outtray.configure(app='a', flush='manual');"
+        "print(json.dumps([outtray.flush(1).outcome, outtray.status()['error'], outtray.status()['why']]))"
+    )
+    outcome, error, why = json.loads(run_python("-c", code, **variables).stdout)
+    assert outcome == "failed"
+    assert culprit in error
+    assert culprit in why
+
+
+def test_a_folder_that_is_not_made_yet_is_healthy(tmp_path: Path, run_python: Run) -> None:
+    folder = tmp_path / "not/made/yet"
+    done = run_python("-m", "outtray", "status", OUTTRAY_DIR=str(folder))
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "nothing is waiting")
+    assert run_python("-m", "outtray", "flush", OUTTRAY_DIR=str(folder)).returncode == 0
+    assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize("stored", ["{no json", "[" * 100_000, '"text"'])
+def test_nonsense_in_place_of_the_delivery_settings_is_no_traceback(stored: str, home: Path, run_python: Run) -> None:
+    fill("a", 2, url="http://127.0.0.1:9")
+    connection = sqlite3.connect(home / ".local/state/outtray/a/outbox-1-0.db")
+    assert connection.execute("UPDATE meta SET value = ? WHERE key = 'delivery'", (stored,)).rowcount == 1
+    connection.commit()
+    connection.close()
+    done = run_python("-m", "outtray", "status")
+    assert done.returncode == 0, done
+    assert done.stdout.startswith("2 messages waiting: no url is set")
+    done = run_python("-m", "outtray", "flush")
+    assert done.returncode == 78
+    assert "no url is set" in done.stderr
 
 
 def test_only_the_chosen_command_is_loaded(environment: dict[str, str]) -> None:

@@ -81,14 +81,16 @@ def test_a_dead_message_shows_why(dead: list[dict[str, Any]], capsys: Capture) -
     assert (found["state"], found["status"]) == ("dead", 422)
     assert "bad" in found["excerpt"]
     assert main(["status"]) == 0
-    assert "retry --all" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith("nothing is waiting to be sent; kept: 3 dead\n")
+    assert "retry --all" in shown
 
 
 def mixed(server: FakeServer) -> None:
     """An outbox with 2 delivered, 1 dead, 3 local and 4 pending messages, the local ones between the pending."""
     server.set_mode("refuse_marked")
     tray = outtray.Tray(app="a", url=server.url, flush="manual")
-    local = outtray.Tray(app="a", url=server.url, flush="manual", consent="local")
+    local = outtray.Tray(app="a", url=server.url, consent="local", flush="manual")
     for event in ("good", "good", "bad"):
         tray.track(event)
     assert tray.flush(20).dead == 1

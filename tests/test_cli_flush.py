@@ -217,6 +217,25 @@ def test_of_several_outboxes_the_most_severe_code_counts(server: FakeServer, cap
     assert {app: each["exit"] for app, each in found.items()} == {"dead": 0, "drained": 0, "kept": 75, "lost": 78}
 
 
+def test_kept_counts_more_than_new_dead_letters_and_held_more_than_both(server: FakeServer, capsys: Capture) -> None:
+    server.set_mode("refuse_marked")
+    tray = fill("a", 2, url=server.url)
+    tray.track("bad")
+    for _ in range(3):
+        tray.track("e")
+    tray.close()
+    report = only(reports(capsys, "--limit", "4", code=75))
+    assert (report["dead"], report["pending"], report["exit"]) == (1, 2, 75)
+    fill("0-unset", 1)
+    found = reports(capsys, "--limit", "1", code=78)
+    assert {app: each["exit"] for app, each in found.items()} == {"0-unset": 78, "a": 75}
+    assert main(["flush", "--help"]) == 0
+    help_text = capsys.readouterr().out
+    assert [help_text.index(code) for code in ("78 ", "75 ", "else 1 ", "else 0")] == sorted(
+        help_text.index(code) for code in ("78 ", "75 ", "else 1 ", "else 0")
+    )
+
+
 def test_a_damaged_outbox_does_not_hold_the_others(server: FakeServer, home: Path, capsys: Capture) -> None:
     fill("a", 1, url=server.url)
     fill("b", 1, url=server.url)

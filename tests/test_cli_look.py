@@ -166,7 +166,7 @@ def test_list_gives_the_newest_first_and_filters(capsys: Capture) -> None:
     tray = outtray.Tray(app="filters", url=NOWHERE, flush="manual")
     for number in range(130):
         tray.track("even" if number % 2 == 0 else "odd", {"number": number})
-    local = outtray.Tray(app="filters", url=NOWHERE, flush="manual", consent="local")
+    local = outtray.Tray(app="filters", url=NOWHERE, consent="local", flush="manual")
     local.track("kept here")
     tray.close()
     assert [each["id"] for each in asked(capsys, "list")] == list(range(131, 81, -1))

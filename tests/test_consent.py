@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 import outtray
 from outtray import consent, settings
+from outtray.client import Client
 
 RULES = {
     "argument": "the application says so",
@@ -55,6 +57,19 @@ def test_a_denial_is_heeded_by_the_tray_and_named_by_flush(home: Path, monkeypat
     assert "DO_NOT_TRACK" in report.reason
     assert outtray.status()["consent"] == {"state": "denied", "reason": "DO_NOT_TRACK"}
     assert list(home.iterdir()) == []
+
+
+def test_a_denial_at_run_time_holds_for_the_functions_and_for_a_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client()
+    doors = (lambda: outtray.track("e"), lambda: client.track(UUID(int=1), "e", None)[0])
+    assert [door() for door in doors] == [True, True]
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    assert [door() for door in doors] == [False, False]
+    monkeypatch.delenv("DO_NOT_TRACK")
+    assert [door() for door in doors] == [True, True]
+    assert outtray.status()["pending"] == 4
 
 
 def test_a_denial_by_the_environment_keeps_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,12 +44,12 @@ def test_an_event_is_enriched_with_facts_of_its_surroundings() -> None:
     assert properties["user_id"] == properties["client_id"]
 
 
-def test_the_locale_is_among_the_facts_where_there_is_one(run_python: Any, home: Path) -> None:
+def test_the_locale_is_always_among_the_facts_and_null_where_there_is_none(run_python: Any, home: Path) -> None:
     run_python("-c", "import outtray; outtray.track('e')", LC_ALL="de_CH.UTF-8")
     run_python("-c", "import outtray; outtray.track('e')", LC_ALL="C.UTF-8")
     first, second = (message["properties"] for message in stored())
     assert first["locale"] == "de_CH"
-    assert "locale" not in second
+    assert second["locale"] is None
 
 
 def test_the_version_is_the_settings_or_that_of_the_loaded_application(monkeypatch: pytest.MonkeyPatch) -> None:

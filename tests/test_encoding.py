@@ -17,6 +17,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from pathlib import PurePosixPath
+from subprocess import CompletedProcess
 from typing import Any
 from unittest.mock import MagicMock, Mock
 from uuid import UUID
@@ -33,6 +34,7 @@ from outtray.encoding import (
     MAX_REPR,
     AnalyticsEncoder,
     as_properties,
+    clock_text,
     encode,
     new_message_id,
     timestamp_text,
@@ -566,6 +568,30 @@ def test_a_timestamp_is_utc_with_milliseconds(moment: float, expected: str) -> N
 def test_a_moment_that_has_no_timestamp_is_an_error(moment: float) -> None:
     with pytest.raises((ValueError, OverflowError, OSError)):
         timestamp_text(moment)
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected"),
+    [
+        (1e13, "9999-12-31T23:59:59.000Z"),
+        (-1e13, "0001-01-01T00:00:00.000Z"),
+        (0.25, "1970-01-01T00:00:00.250Z"),
+    ],
+)
+def test_a_clock_beyond_what_a_timestamp_can_say_gives_the_last_one(moment: float, expected: str) -> None:
+    assert clock_text(moment) == expected
+
+
+@pytest.mark.parametrize("clock", [1e13, -1e13])
+def test_an_impossible_clock_costs_no_message(run_python: Callable[..., CompletedProcess[str]], clock: float) -> None:
+    code = (
+        f"import time, uuid; time.time = lambda: {clock}; time.time_ns = lambda: int({clock}) * 10**9\n"
+        "import outtray\n"
+        "from outtray.client import Client\n"
+        "print(outtray.track('e'), outtray.track('e', timestamp='never'), outtray.status()['pending'])\n"
+        "print(uuid.UUID(__import__('json').loads(Client(send=False).alias('a', 'b')[1])['message_id']).version)"
+    )
+    assert run_python("-c", code).stdout.split() == ["True", "True", "2", "7"]
 
 
 @thorough

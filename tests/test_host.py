@@ -120,6 +120,45 @@ assert found["ledger"].get("busy", 0) <= inside.count(False)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=90)
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")
+def test_an_exception_from_a_signal_handler_costs_one_call(environment: dict[str, str], run_python: Run) -> None:
+    code = """
+import outtray, random, signal
+class Interrupt(BaseException):
+    pass
+def interrupt(*_):
+    raise Interrupt
+outtray.configure(app="interrupted", flush="manual")
+signal.signal(signal.SIGALRM, interrupt)
+stored = 0
+for _ in range(1500):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.0015))
+        while True:
+            outtray.track("loop")
+    except Interrupt:
+        pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert outtray.track("after")
+    stored += 1
+found = outtray.status()
+assert found["ledger"] == {}, found
+assert found["pending"] > stored
+print("go on", flush=True)
+input()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "go on\n"
+        other = 'import outtray; outtray.configure(app="interrupted", flush="manual"); print(outtray.track("other"))'
+        assert run_python("-c", other).stdout == "True\n"
+        program.communicate("\n", timeout=60)
+    assert program.returncode == 0
+
+
 def test_a_finaliser_that_tracks_neither_hangs_nor_loses() -> None:
     outtray.configure(app="finalisers", flush="manual")
     answers: list[bool] = []
@@ -203,7 +242,7 @@ def test_the_hosts_data_stay_as_they_are() -> None:
 
 
 def test_a_wait_that_a_clock_made_endless_is_over(server: FakeServer, run_python: Run) -> None:
-    server.set_mode("500")
+    server.set_mode("500", retry_after="600")
     code = f"""
 import time
 real = time.time
@@ -211,7 +250,7 @@ time.time = lambda: real() + {{jump}}
 import outtray
 outtray.configure(app="clock", url={server.url!r}, flush="manual")
 outtray.track("event")
-print(outtray.flush(0.01).outcome)
+print(outtray.flush(5).outcome)
 """
     years = 10 * 365 * 86_400
     for jump in (years, -years):

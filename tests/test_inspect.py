@@ -49,7 +49,7 @@ def outbox(home: Path, server: FakeServer) -> Path:
     tray = fill("a", 4, url=server.url)
     tray.track("bad")
     assert tray.flush(20).dead == 1
-    local = outtray.Tray(app="a", url=server.url, flush="manual", consent="local")
+    local = outtray.Tray(app="a", url=server.url, consent="local", flush="manual")
     for _ in range(2):
         local.track("kept here")
     for number in range(3):

@@ -298,6 +298,49 @@ os._exit(0)
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_while_another_program_holds_the_gate_costs_nothing(environment: dict[str, str], home: Path) -> None:
+    gate = home / ".local/state/outtray/held/outbox-1.gate"
+    code = f"""
+import fcntl, os, outtray, time
+outtray.configure(app="held", flush="manual")
+assert outtray.track("before")
+held = os.open({str(gate)!r}, os.O_RDWR)  # a descriptor of its own: the lock of another program
+fcntl.flock(held, fcntl.LOCK_EX)
+began = time.monotonic()
+child = os.fork()
+if child == 0:
+    os.close(held)
+    time.sleep(0.5)
+    os._exit(0 if outtray.track("child") and outtray.track("child") else 1)
+print(time.monotonic() - began < 1)
+fcntl.flock(held, fcntl.LOCK_UN)
+assert os.waitpid(child, 0)[1] == 0
+assert outtray.track("parent")
+print(outtray.status()["pending"])
+"""
+    assert finish(start(environment, code)) == "True\n4\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forks_while_the_thread_loads_its_modules_print_nothing(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    code = f"""
+import os, outtray, time
+outtray.configure(app="loading", url={server.url!r}, flush_interval=0.0)
+assert outtray.track("event")
+end = time.monotonic() + 0.7
+while time.monotonic() < end:
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing_children_use_the_outbox(
     method: str, server: FakeServer, environment: dict[str, str], tmp_path: Path

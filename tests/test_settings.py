@@ -41,7 +41,8 @@ LADDER: dict[str, tuple[Any, Any, Any, Any, Any]] = {
 BAD: dict[str, tuple[Any, ...]] = {
     "app": ("a/b", "..", ".hidden", "-x", "a b", "ä", "x" * 65, 5, b"app", ["a"]),
     "dir": (5, b"/x", "/a\nb", "/a\x00b", True),
-    "url": ("example.org", "ftp://x", "http://", "http://:80", "http://a b", 5, b"http://x", "http://x:port", "http://x:70000"),
+    "url": ("example.org", "ftp://x", "http://", "http://:80", "http://a b", 5, b"http://x", "http://x:port", "http://x:70000",
+            "http://?x", "http://#x", "http://me:pw?x@host"),
     "destination": (5, b"zenml", "ze\nnml"),
     "write_key": (5, b"key", "a\nb", "\ud800"),
     "write_key_file": (5, b"/x", "/a\x00b"),
@@ -162,15 +163,18 @@ def test_a_uuid_and_a_path_are_text_where_text_is_wanted(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("option", [name for name in BAD if name not in ("app", "dir")])
-def test_a_bad_environment_is_an_error_from_configure_and_tray(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_environment_is_a_problem_and_no_error_of_configure_and_tray(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bad = next((value for value in BAD[option] if isinstance(value, str) and "\x00" not in value), "a\nb")
     if "\ud800" in bad:
         bad = "a\nb"
+    default = next(one.default for one in OPTIONS if one.name == option)
     monkeypatch.setenv(environment_name(option), bad)
-    with pytest.raises(SettingsError, match=environment_name(option)):
-        outtray.Tray(app="mine")
-    with pytest.raises(SettingsError, match=environment_name(option)):
-        outtray.configure(app="mine")
+    for tray in (outtray.Tray(app="mine"), outtray.configure(app="mine")):
+        (problem,) = tray.settings.problems
+        assert environment_name(option) in problem
+        assert getattr(tray.settings, option) == ("denied" if option == "consent" else default)
 
 
 def test_a_bad_environment_or_file_never_raises_from_track_and_is_journaled(
@@ -193,14 +197,58 @@ def test_a_bad_environment_or_file_never_raises_from_track_and_is_journaled(
     assert (quiet.stdout, quiet.stderr) == ("", "")
 
 
-@pytest.mark.parametrize("text", ["not = = toml", "\x00", 'app = "x"', "[app]\nmine = 1"])
-def test_a_config_file_that_cannot_be_read_is_passed_over_by_track_and_an_error_of_configure(
-    home: Path, run_python: Callable[..., CompletedProcess[str]], text: str
+UNREADABLE = [
+    "not = = toml", "\x00", 'app = "x"', "[app]\nmine = 1", '[app]\nconsent = "denied"', f"a = {'[' * 100_000}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", UNREADABLE, ids=range(len(UNREADABLE)))
+def test_a_config_file_that_cannot_be_read_may_say_no_and_counts_as_that(
+    home: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_config(home, text)
-    assert run_python("-c", "import outtray; print(outtray.track('e'))").stdout.strip() == "True"
-    with pytest.raises(SettingsError, match=str(path)):
-        outtray.Tray(app="mine")
+    tray = outtray.Tray(app="mine", url="http://127.0.0.1:9")
+    assert (tray.settings.consent, tray.settings.sources["consent"]) == ("denied", "file")
+    assert str(path) in tray.settings.problems[0]
+    assert outtray.configure(app="yours").track("e") is False
+    assert str(path) in caplog.text
+    assert tray.track("e") is False
+    assert tray.status()["consent"] == {"state": "denied", "reason": "the config file cannot be read"}
+    assert not (home / ".local").exists()
+
+
+def test_a_config_file_that_may_not_be_opened_counts_as_a_denial_too(home: Path) -> None:
+    path = Path(settings.config_path())
+    path.mkdir(parents=True)  # reading it fails, whoever asks
+    assert outtray.Tray(app="mine").track("e") is False
+    path.rmdir()
+    path.symlink_to(home / "gone")
+    assert outtray.Tray(app="mine").track("e") is False
+    path.unlink()
+    assert outtray.Tray(app="mine", flush="manual").track("e") is True
+
+
+def test_over_a_config_file_that_cannot_be_read_the_host_and_the_environment_decide(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_config(home, "not = = toml")
+    assert outtray.Tray(app="mine", consent="local").track("e") is True
+    monkeypatch.setenv("OUTTRAY_CONSENT", "granted")
+    assert outtray.Tray(app="yours", flush="manual").track("e") is True
+
+
+def test_what_is_wrong_in_another_applications_section_is_not_this_ones_problem(home: Path) -> None:
+    write_config(home, 'odd = 1\n[app.other]\nnovel = 1\ntimeout = "x"\n[app.mine]\nstrange = 1\n')
+    mine, other = outtray.Tray(app="mine").settings.problems, outtray.Tray(app="other").settings.problems
+    assert [name for name in ("odd", "novel", "timeout", "strange") if any(name in text for text in mine)] == [
+        "odd",
+        "strange",
+    ]
+    assert [name for name in ("odd", "novel", "timeout", "strange") if any(name in text for text in other)] == [
+        "odd",
+        "novel",
+        "timeout",
+    ]
 
 
 # Secrets
@@ -216,12 +264,14 @@ def test_no_secret_is_in_the_error_about_it(
         monkeypatch.setenv(environment_name(option), bad)
     if source == "file":
         write_config(home, f"{option} = {json.dumps(bad)}\n")
-    arguments: dict[str, Any] = {option: bad} if source == "argument" else {}
-    with pytest.raises(SettingsError) as caught:
-        outtray.Tray(app="mine", **arguments)
-    assert option in str(caught.value).lower()
-    assert SECRET not in repr(caught.value)
-    assert SECRET not in str(caught.value)
+    if source == "argument":
+        with pytest.raises(SettingsError) as caught:
+            outtray.Tray(app="mine", **{option: bad})
+        said = repr(caught.value)
+    else:
+        said = repr(outtray.Tray(app="mine").settings.problems)
+    assert option in said.lower()
+    assert SECRET not in said
 
 
 def test_no_secret_is_in_what_settings_show_or_store() -> None:
@@ -233,7 +283,8 @@ def test_no_secret_is_in_what_settings_show_or_store() -> None:
 
 
 def test_credentials_are_not_in_the_outbox_nor_in_its_status(tmp_path: Path) -> None:
-    tray = outtray.Tray(app="mine", url=f"http://me:{SECRET}@127.0.0.1:9", write_key=SECRET, flush="manual")
+    url = f"http://me:{SECRET}@127.0.0.1:9?key={SECRET}#{SECRET}"
+    tray = outtray.Tray(app="mine", url=url, write_key=SECRET, flush="manual")
     assert tray.track("e")
     assert tray.status()["url"] == "http://127.0.0.1:9"
     assert SECRET not in json.dumps(tray.status())
@@ -249,11 +300,24 @@ def test_credentials_are_not_in_the_outbox_nor_in_its_status(tmp_path: Path) -> 
         ("https://me@host", "https://host"),
         ("https://me:p@w@host:1/x@y", "https://host:1/x@y"),
         ("https://host/x@y", "https://host/x@y"),
+        ("https://host/x?token=secret", "https://host/x"),
+        ("https://host?token=me@secret", "https://host"),
+        ("https://me:pw@host:1/x/?a=b&c=d#secret", "https://host:1/x/"),
+        ("https://host#secret?x", "https://host"),
+        ("//me:pw@host/x?y", "//host/x"),
+        ("/x?y", "/x"),
         (None, None),
     ],
 )
 def test_a_url_without_credentials(url: str | None, bare: str | None) -> None:
     assert settings.without_credentials(url) == bare
+
+
+def test_a_url_that_lost_its_query_needs_what_is_missing() -> None:
+    whole = outtray.Tray(app="mine", url="https://host/x").settings.to_store()
+    cut = outtray.Tray(app="mine", url=f"https://host/x?key={SECRET}").settings.to_store()
+    assert (whole["url"], whole["needs_key"]) == ("https://host/x", False)
+    assert (cut["url"], cut["needs_key"]) == ("https://host/x", True)
 
 
 def test_settings_are_frozen() -> None:

@@ -89,7 +89,8 @@ def track(
     `event_success` is True where *metadata* does not say. *message_id* and *timestamp* are by default a new
     UUIDv7 and now; *user_id* is by default the setting of that name, or the client id.
     """
-    return _tray().track(event, metadata, user_id=user_id, message_id=message_id, timestamp=timestamp)
+    tray = _tray_if_it_loads()
+    return tray is not None and tray.track(event, metadata, user_id=user_id, message_id=message_id, timestamp=timestamp)
 
 
 def identify(
@@ -100,7 +101,8 @@ def identify(
     timestamp: datetime | float | str | None = None,
 ) -> bool:
     """Attach *metadata* to the user; True once it is committed, False for None. Keywords as in `track`."""
-    return _tray().identify(metadata, user_id=user_id, message_id=message_id, timestamp=timestamp)
+    tray = _tray_if_it_loads()
+    return tray is not None and tray.identify(metadata, user_id=user_id, message_id=message_id, timestamp=timestamp)
 
 
 def group(
@@ -112,7 +114,10 @@ def group(
     timestamp: datetime | float | str | None = None,
 ) -> bool:
     """Put the user into a group that has *group_metadata*; True once it is committed. Keywords as in `track`."""
-    return _tray().group(group_id, group_metadata, user_id=user_id, message_id=message_id, timestamp=timestamp)
+    tray = _tray_if_it_loads()
+    return tray is not None and tray.group(
+        group_id, group_metadata, user_id=user_id, message_id=message_id, timestamp=timestamp
+    )
 
 
 def alias(
@@ -123,7 +128,8 @@ def alias(
     timestamp: datetime | float | str | None = None,
 ) -> bool:
     """Say that *previous_id* is the same user as *user_id*; True once it is committed. Keywords as in `track`."""
-    return _tray().alias(user_id, previous_id, message_id=message_id, timestamp=timestamp)
+    tray = _tray_if_it_loads()
+    return tray is not None and tray.alias(user_id, previous_id, message_id=message_id, timestamp=timestamp)
 
 
 def flush(timeout: float | None = 15.0) -> FlushReport:
@@ -151,13 +157,26 @@ def _tray() -> Tray:
     return _default
 
 
+def _tray_if_it_loads() -> Tray | None:
+    try:
+        return _tray()
+    except Exception as error:  # of an import, such as in a Python that was built without SQLite
+        from outtray import journal
+
+        journal.failed("loading outtray", error)
+        return None
+
+
 def __getattr__(name: str) -> Any:
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module 'outtray' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"outtray.{module}"), name)
+    from outtray.forking import importing
+
+    with importing:
+        value = getattr(import_module(f"outtray.{module}"), name)
     globals()[name] = value
     return value
 

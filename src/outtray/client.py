@@ -6,10 +6,10 @@ import json
 import sys
 import time
 
-from outtray import consent, journal
+from outtray import consent, identity, journal
 from outtray import settings as settings_module
 from outtray.delivery import flusher
-from outtray.encoding import as_properties, encode, new_message_id, timestamp_text
+from outtray.encoding import as_properties, clock_text, encode, new_message_id, timestamp_text
 from outtray.errors import MessageTooLarge, OuttrayError
 from outtray.outbox import store
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
     from uuid import UUID
 
+    from outtray.consent import Consent
     from outtray.enums import AnalyticsEvent
     from outtray.settings import Settings
 
@@ -40,6 +41,7 @@ class Client:
         self.timeout = timeout
         self._given = settings
         self._line: _Line | None = None
+        self._journaled: Settings | None = None
 
     @property
     def settings(self) -> Settings:
@@ -50,6 +52,15 @@ class Client:
     def last_id(self) -> int | None:
         """The id of the message that this client stored last, None before the first."""
         return self._line.last_id if self._line is not None else None
+
+    def decide_consent(self) -> Consent:
+        """Return the consent in force at this moment, with which rule decided it."""
+        settings = self.settings
+        if self._journaled is not settings:
+            self._journaled = settings
+            for problem in settings.problems:
+                journal.setting_passed_over(problem)
+        return consent.decide(settings)
 
     def identify(
         self,
@@ -121,61 +132,70 @@ class Client:
         now = time.time()
         message.setdefault("debug", settings.debug)
         message["message_id"] = message_id = str(message_id) if message_id else new_message_id()
-        message["timestamp"] = timestamp_text(now) if timestamp is None else _given_timestamp(timestamp, now)
+        message["timestamp"] = clock_text(now) if timestamp is None else _given_timestamp(timestamp, now)
         text = encode(message)
         if not self.send:
             return True, text
+        agreed = self.decide_consent().state
+        if consent.disabled.get() or (agreed == consent.DENIED and not despite_denial):
+            return False, text
         line = self._line
         if line is None or line.settings is not settings:
             line = self._line = _Line(settings)
-        if consent.disabled.get() or (line.consent.state == consent.DENIED and not despite_denial):
-            return False, text
-        return line.append(message_id, event, text, now), text
+        return line.store(message_id, event, text, now, is_local=agreed == consent.LOCAL)
 
 
 class _Line:
     """What the messages of one application go through: its outbox and the flusher behind it."""
 
     def __init__(self, settings: Settings) -> None:
-        for problem in settings.problems:
-            journal.setting_passed_over(problem)
         self.settings = settings
-        self.consent = consent.decide(settings)
         self.last_id: int | None = None
+        self._told: int | None = None
         self._outbox = store.shared(settings.directory, destination=settings.destination, max_bytes=settings.max_bytes)
         self._flusher = flusher.shared(self._outbox, settings)
 
-    def append(self, message_id: str, event: str, text: str, now: float) -> bool:
-        """Commit the message and wake the flusher; False, and counted, where the outbox does not take it."""
+    def store(self, message_id: str, event: str, text: str, now: float, *, is_local: bool) -> tuple[bool, str]:
+        """Commit the message, wake the flusher, and return True; False, and counted, where it is not taken.
+
+        Returns the text too, as it was stored.
+        """
+        outbox = self._outbox
         try:
             self._require_size(text)
-            local = self.consent.state == consent.LOCAL
-            id = self._outbox.append(_searchable(message_id), _searchable(event), text, accepted_at=now, local=local)
+            text = identity.with_kept_id(outbox.directory, text)
+            id = outbox.append(_searchable(message_id), _searchable(event), text, accepted_at=now, local=is_local)
         except OuttrayError as error:
             reason = getattr(error, "reason", "error")
             journal.refused(reason, error)
-            self._outbox.count(reason)
-            return False
-        if self.last_id is None:
-            self._tell_drainers()
+            outbox.count(reason)
+            return False, text
+        if self._told != outbox.openings:
+            self._told = outbox.openings if self._tell_others() else None
         self.last_id = id
         self._flusher.wake()
-        return True
+        return True, text
 
     def _require_size(self, text: str) -> None:
         limit = self.settings.max_message_bytes
         if len(text) * 4 > limit and (size := len(text.encode())) > limit:
             raise MessageTooLarge(f"a message of {size} bytes is above max_message_bytes={limit}")
 
-    def _tell_drainers(self) -> None:
-        """Store what a drainer that knows nothing of this program needs."""
+    def _tell_others(self) -> bool:
+        """Write down what other processes need beside the messages, and return True, or False if it is to be repeated.
+
+        The outbox is another one once it was opened anew: somebody may have deleted the directory.
+        """
+        is_kept = identity.keep(self._outbox.directory)
         known = self.settings.to_store()
         if not known:
-            return
+            return is_kept
         try:
             self._outbox.set_meta(store.DELIVERY_SETTINGS, json.dumps(known, sort_keys=True))
         except OuttrayError as error:
             journal.failed("storing the delivery settings", error)
+            return False
+        return is_kept
 
 
 def _searchable(text: str) -> str:
@@ -198,7 +218,7 @@ def _given_timestamp(given: datetime | float | str, now: float) -> str:
         return timestamp_text(float(given))  # type: ignore[arg-type]
     except (ValueError, TypeError, OverflowError, OSError) as error:
         journal.failed("reading a timestamp", error)
-        return timestamp_text(now)
+        return clock_text(now)
 
 
 default_client = Client()

@@ -37,5 +37,6 @@ def decide(settings: Settings, environ: Mapping[str, str] = os.environ) -> Conse
     if environ.get("DO_NOT_TRACK", "").strip().lower() not in ("", "0", "false"):
         return Consent(DENIED, "DO_NOT_TRACK")
     if source == "file":
-        return Consent(settings.consent, "the config file")
+        unreadable = settings.is_file_unreadable
+        return Consent(settings.consent, "the config file cannot be read" if unreadable else "the config file")
     return Consent(settings.consent, "nobody said otherwise")

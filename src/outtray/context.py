@@ -111,7 +111,7 @@ class AnalyticsContext:
     def _prepare(self) -> None:
         if consent.disabled.get():
             return
-        self.analytics_opt_in = consent.decide(self._client.settings).state != consent.DENIED
+        self.analytics_opt_in = self._client.decide_consent().state != consent.DENIED
         if self.analytics_opt_in:
             self._identify_client()
 

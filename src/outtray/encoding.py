@@ -23,6 +23,9 @@ MAX_REPR = 200
 MAX_DEPTH = 64
 """Levels of nesting that are kept; the limits of receivers' parsers lie above it."""
 
+FIRST_MOMENT, LAST_MOMENT = -62_135_596_800.0, 253_402_300_799.0
+"""Unix seconds: the first of the year 1 and the last of the year 9999."""
+
 CUT = "..."
 """What stands where a cycle or too deep nesting was cut, as in Python's own repr of a cycle."""
 
@@ -45,7 +48,8 @@ def encode(message: dict[str, Any]) -> str:
     UUID, Enum, datetime, date, time, timedelta (seconds), Decimal and other numbers, bytes (text, else
     base64), set, path, dataclass and pydantic model have their natural form; NaN and infinities are null;
     lone surrogates become U+FFFD; anything else is its repr, `MAX_REPR` characters at most. Cycles and
-    nesting deeper than `MAX_DEPTH` are cut at that point (`CUT`).
+    nesting deeper than `MAX_DEPTH` are cut at that point (`CUT`). Keys that are equal as text, such as 1 and "1",
+    may both be there: the later one counts, to most readers.
     """
     try:
         text = _fast.encode(message)
@@ -71,12 +75,17 @@ def as_properties(value: object) -> dict[Any, Any]:
 
 def new_message_id() -> str:
     """Return a new UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits from the system."""
-    moment = f"{time.time_ns() // 1_000_000:012x}"
+    moment = f"{min(max(time.time_ns() // 1_000_000, 0), 2**48 - 1):012x}"  # whatever the clock says
     noise = os.urandom(9).hex()  # no state of our own: nothing that a fork could copy
     return f"{moment[:8]}-{moment[8:]}-7{noise[:3]}-8{noise[3:6]}-{noise[6:]}"
 
 
 _second_text = (-1, "")
+
+
+def clock_text(moment: float) -> str:
+    """Return *moment*, read from this machine's clock, as `timestamp_text`; beyond the years 1 to 9999 their end."""
+    return timestamp_text(min(max(moment, FIRST_MOMENT), LAST_MOMENT))
 
 
 def timestamp_text(moment: float) -> str:

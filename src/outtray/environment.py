@@ -28,11 +28,9 @@ _versions: dict[str, str | None] = {}
 def facts() -> dict[str, Any]:
     """Return the facts that are the same for the whole process."""
     if not _facts:
-        found = {**system_facts(), "environment": kind(), "python_version": ".".join(map(str, sys.version_info[:3]))}
-        language = language_code()
-        if language:
-            found["locale"] = language
-        _facts.update(found)
+        python_version = ".".join(map(str, sys.version_info[:3]))
+        surroundings = {"environment": kind(), "python_version": python_version, "locale": language_code() or None}
+        _facts.update({**system_facts(), **surroundings})
     return _facts
 
 

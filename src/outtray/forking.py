@@ -1,4 +1,4 @@
-"""A lock that keeps forks away while outtray imports something.
+"""Forks: what has to be done around one, in one order, and a lock that keeps forks away while something is imported.
 
 A child that is forked while another thread imports a module waits for ever when it imports that module itself:
 the import's lock is copied, the thread that would release it is not. So whatever outtray imports late, in a
@@ -8,9 +8,54 @@ thread of its own or of the host, it imports under `importing`.
 from __future__ import annotations
 
 import os
+import sys
 import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
 
 importing = threading.RLock()
 
+before: list[Callable[[FrameType], None]] = []
+"""Called before a fork with the frame that forks, once no import of ours is under way."""
+
+in_parent: list[Callable[[FrameType], None]] = []
+"""Called after a fork in the parent, with the same frame."""
+
+in_child: list[Callable[[], None]] = []
+"""Called after a fork in the child, which has one thread."""
+
+
+def _before_fork() -> None:
+    was_loaded = _has_logging()
+    importing.acquire()
+    if _has_logging() and not was_loaded:
+        # It was imported while we waited: its own hook for before the fork comes too late to run, and the one
+        # for afterwards would complain on stderr that the lock is not held.
+        sys.modules["logging"]._lock.acquire()
+    frame = sys._getframe(1)
+    for hook in before:
+        hook(frame)
+
+
+def _after_fork_in_parent() -> None:
+    frame = sys._getframe(1)
+    for hook in in_parent:
+        hook(frame)
+    importing.release()
+
+
+def _after_fork_in_child() -> None:
+    for hook in in_child:
+        hook()
+    importing.release()
+
+
+def _has_logging() -> bool:
+    return hasattr(sys.modules.get("logging"), "LogRecord")  # the first name behind its registration of hooks
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=importing.acquire, after_in_parent=importing.release, after_in_child=importing.release)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,4 +1,4 @@
-"""The client id: a random UUID per application, made with the first accepted message."""
+"""The client id: a random UUID per application, given out in memory and written down with the first stored message."""
 
 from __future__ import annotations
 
@@ -9,43 +9,81 @@ from outtray.settings import make_directory
 FILE_NAME = "client_id"
 
 
-_known: dict[str, str] = {}
+class _ClientId:
+    """*offered* is what messages were given before the file was written, *id* what holds since then."""
+
+    __slots__ = ("id", "is_kept", "offered")
+
+    def __init__(self, id: str, *, is_kept: bool) -> None:
+        self.id = self.offered = id
+        self.is_kept = is_kept
+
+
+_known: dict[str, _ClientId] = {}
 
 
 def client_id(directory: str) -> str:
-    """Return the client id kept in *directory*; both are made if missing.
+    """Return the client id kept in *directory*, or a new one, which `keep` writes down; this writes nothing."""
+    known = _known.get(directory)
+    if known is None:
+        kept = _read(_path(directory))
+        known = _known.setdefault(directory, _ClientId(kept or _random_uuid(), is_kept=kept is not None))
+    return known.id
 
-    Where it cannot be written, the one returned holds for this process: an event is worth more than its client id.
+
+def with_kept_id(directory: str, text: str) -> str:
+    """Return *text*, a message that is about to be stored, with the id that is kept in *directory* from now on.
+
+    Another process may have written one down since this process made up its own: then that one replaces it.
+    Where nothing can be written the made-up one stays: an event is worth more than its client id.
     """
     known = _known.get(directory)
     if known is None:
-        known = _known[directory] = _kept(directory)
-    return known
+        return text  # nobody asked for it, so it is not in there
+    if not known.is_kept:
+        keep(directory)  # where that fails it is tried again with the next message
+    return text if known.id == known.offered else text.replace(known.offered, known.id)
 
 
-def _kept(directory: str) -> str:
-    path = os.path.join(directory, FILE_NAME)
-    kept = _read(path)
-    if kept is not None:
-        return kept
-    new = _random_uuid()
-    temporary = f"{path}.{os.getpid()}.{new[:8]}"
+def keep(directory: str) -> bool:
+    """Write the id that this process gave out into its file, unless one is there: then that one holds from now on.
+
+    Returns False where it cannot be written.
+    """
+    known = _known.get(directory)
+    if known is None:
+        return True
+    path = _path(directory)
     try:
-        make_directory(directory)
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(new)
-        _publish(temporary, path)
+        id = _read(path) or _written(directory, path, known.id)
     except OSError:
-        return new
-    return _read(path) or new
+        return False
+    if known.is_kept:
+        known.offered = id  # what was kept before was somebody's id, and may be meant where it stands
+    known.id, known.is_kept = id, True
+    return True
 
 
 def reset(directory: str) -> None:
     """Forget the client id; the next message makes a new one. Raises OSError if its file cannot be removed."""
-    path = os.path.join(directory, FILE_NAME)
+    path = _path(directory)
     if os.path.lexists(path):
         os.unlink(path)
     _known.pop(directory, None)
+
+
+def _path(directory: str) -> str:
+    return os.path.join(directory, FILE_NAME)
+
+
+def _written(directory: str, path: str, id: str) -> str:
+    """Write *id* down, unless another process or thread was first, and return what is in the file. Raises OSError."""
+    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
+    make_directory(directory)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(id)
+    _publish(temporary, path)
+    return _read(path) or id
 
 
 def _publish(temporary: str, path: str) -> None:

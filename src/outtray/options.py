@@ -22,7 +22,7 @@ Option = namedtuple("Option", ["name", "kind", "default", "unit", "help"])
 OPTIONS = (
     Option("app", "app", "default", "", "Name of the application: one outbox, one identity and one consent each"),
     Option("dir", "text", None, "path", "Folder that holds one directory per application"),
-    Option("url", "url", None, "", "Where batches go; without one messages wait"),
+    Option("url", "url", None, "", "Where batches go; without one messages wait. Stored without user, password, query"),
     Option("destination", "text", "zenml", "", "Wire format of the receiver"),
     Option("write_key", "secret", None, "", "Key of the receiver; never stored in the outbox"),
     Option("write_key_file", "text", None, "path", "File that holds the key; only its path is stored"),
@@ -98,7 +98,7 @@ def _app(raw: Any) -> str:
 def _url(raw: Any) -> str:
     text = _text(raw).strip()
     scheme, separator, rest = text.partition("://")
-    host = rest.partition("/")[0].rpartition("@")[2]
+    host = rest.partition("#")[0].partition("?")[0].partition("/")[0].rpartition("@")[2]
     name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
     named = bool(name or not colon) and bool(host)
     if scheme.lower() not in ("http", "https") or not separator or not named or " " in text:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401 - else loaded by the first request's thread, which a fork may cut off
 import netrc  # noqa: F401 - likewise
-import os
 import threading
 import time
 import zlib
@@ -15,7 +14,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from outtray import settings
+from outtray import forking, settings
 from outtray.enums import source_context
 from outtray.errors import AnalyticsAPIError, Postponed, SettingsError
 
@@ -83,10 +82,15 @@ def exchange(
     Postponed with the reason where no answer came.
     """
     call = _Call(url, body, headers, timeout)
-    if call.wait(timeout, meanwhile):
-        return call.result()
-    call.abandon()
-    raise Postponed(f"no answer within {timeout:g} s")
+    is_answered = False
+    try:
+        is_answered = call.wait(timeout, meanwhile)
+    finally:
+        if not is_answered:
+            call.abandon()
+    if not is_answered:
+        raise Postponed(f"no answer within {timeout:.3g} s")
+    return call.result()
 
 
 class _Call:
@@ -116,10 +120,11 @@ class _Call:
                 return False
 
     def result(self) -> requests.Response:
-        """Return the response. Raises Postponed."""
+        """Return the response, and keep the session for the next call. Raises Postponed."""
         if self._error is not None:
             raise Postponed(_reason(self._error)) from self._error
         assert self._response is not None
+        _keep(self._session)  # here, not in the thread: one that comes late would put back what was abandoned
         return self._response
 
     def abandon(self) -> None:
@@ -141,7 +146,6 @@ class _Call:
             ) as response:
                 response._content = _bounded_content(response)
             self._response = response
-            _keep(self._session)
         except Exception as error:  # all that goes wrong out there is a reason to wait, and is named
             self._error = error
         finally:
@@ -276,8 +280,7 @@ class _Tracked:
 
 
 _idle: list[_Session] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)  # the sockets are the parent's
+forking.in_child.append(_idle.clear)  # the sockets are the parent's
 
 
 def _idle_session() -> _Session:

@@ -24,7 +24,8 @@ class Settings:
     """The settings of one application, frozen; one attribute for each of `OPTIONS`.
 
     *sources* maps each option to "argument", "environment", "file", "stored" or "default"; *problems* lists
-    what was found in environment and file but cannot be right, one sentence each (the default stands instead).
+    what was found in environment and file but cannot be right, one sentence each (the default stands instead, and
+    for the consent "denied"). *is_file_unreadable* tells of a config file that is there and cannot be understood.
     """
 
     app: str
@@ -50,14 +51,23 @@ class Settings:
     timeout: float
     sources: Mapping[str, str]
     problems: tuple[str, ...]
+    is_file_unreadable: bool
 
-    __slots__ = (*(option.name for option in OPTIONS), "problems", "sources")
+    __slots__ = (*(option.name for option in OPTIONS), "is_file_unreadable", "problems", "sources")
 
-    def __init__(self, values: Mapping[str, Any], sources: Mapping[str, str], problems: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        sources: Mapping[str, str],
+        problems: tuple[str, ...],
+        *,
+        is_file_unreadable: bool,
+    ) -> None:
         for option in OPTIONS:
             object.__setattr__(self, option.name, values[option.name])
         object.__setattr__(self, "sources", sources)
         object.__setattr__(self, "problems", problems)
+        object.__setattr__(self, "is_file_unreadable", is_file_unreadable)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"settings are frozen: make new ones to change {name!r}")
@@ -81,12 +91,12 @@ class Settings:
                 except SettingsError:
                     continue  # written by a release that knows more values: ours stands
                 sources[option.name] = "stored"
-        return Settings(values, sources, self.problems)
+        return Settings(values, sources, self.problems, is_file_unreadable=self.is_file_unreadable)
 
     def to_store(self) -> dict[str, Any]:
         """Return what drainers need to know of these settings: the named part of them, and never a secret.
 
-        ``needs_key`` tells that the host delivers with a key, or with credentials in its url.
+        ``needs_key`` tells that the host delivers with a key, or with something in its url that is not stored.
         """
         kept = {name: getattr(self, name) for name in STORED if self.sources[name] != "default"}
         if self.url is None:
@@ -114,8 +124,6 @@ def use(arguments: Mapping[str, Any]) -> Settings:
     """Make *arguments* the ones of this process's default application and return its settings. Raises SettingsError."""
     global _arguments, _current
     settings = resolve(arguments)
-    if settings.problems:
-        raise SettingsError(settings.problems[0])
     _arguments, _current = dict(arguments), settings
     return settings
 
@@ -137,7 +145,8 @@ def resolve(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
     """Return settings from *arguments*, *environ*, the config file and the defaults.
 
     An argument of None counts as not given. Raises SettingsError for an argument that is unknown or cannot
-    be right; faults of environment and file go to `Settings.problems` instead.
+    be right; faults of environment and file go to `Settings.problems` instead: a program must not end for a typo
+    of its user. A config file that cannot be understood may hold a denial, so it counts as one.
     """
     known = {option.name for option in OPTIONS}
     for name in arguments:
@@ -147,33 +156,37 @@ def resolve(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
     sources: dict[str, str] = {}
     problems: list[str] = []
     path = config_path(environ)
-    file = _config(path, problems)
+    content = _config(path, problems)
+    file: dict[str, Any] = {}
     for option in OPTIONS:
         name = option.name
         if arguments.get(name) is not None:
             values[name], sources[name] = checked(option, arguments[name]), "argument"
-            continue
-        app_section = file.get("app", {}).get(values.get("app"), {}) if name != "app" else {}
-        for source, shown, raw in (
-            ("environment", environment_name(name), environ.get(environment_name(name)) or None),
-            ("file", f"{path}: {name}", app_section.get(name, file.get(name) if name != "app" else None)),
-        ):
-            if raw is None:
-                continue
-            try:
-                values[name], sources[name] = checked(option, raw, shown), source
-            except SettingsError as error:
-                problems.append(str(error))
-                if name != "consent":
-                    continue
-                values[name], sources[name] = "denied", source  # whoever wrote it wanted something of us
-            break
         else:
-            values[name], sources[name] = option.default, "default"
+            for source, shown, raw in (
+                ("environment", environment_name(name), environ.get(environment_name(name)) or None),
+                ("file", f"{path}: {name}", file.get(name)),
+            ):
+                if raw is None:
+                    continue
+                try:
+                    values[name], sources[name] = checked(option, raw, shown), source
+                except SettingsError as error:
+                    problems.append(str(error))
+                    if name != "consent":
+                        continue
+                    values[name], sources[name] = "denied", source  # whoever wrote it wanted something of us
+                break
+            else:
+                values[name], sources[name] = option.default, "default"
+        if name == "app":  # the first option: which part of the file is meant depends on it
+            file = _for_app(content or {}, values["app"], path, problems)
+    if content is None and sources["consent"] == "default":
+        values["consent"], sources["consent"] = "denied", "file"
     if values["dir"] is None:
         values["dir"] = state_dir(environ)
     values["dir"] = os.path.abspath(os.path.expanduser(values["dir"]))
-    return Settings(values, sources, tuple(problems))
+    return Settings(values, sources, tuple(problems), is_file_unreadable=content is None)
 
 
 def make_directory(path: str) -> None:
@@ -222,12 +235,12 @@ def _home(environ: Mapping[str, str]) -> str:
 
 
 def without_credentials(url: str | None) -> str | None:
-    """Return *url* without a user and password: "https://me:secret@host/x" is "https://host/x"."""
-    if url is None or "@" not in url:
-        return url
-    scheme, separator, rest = url.partition("://")
+    """Return *url* without user, password, query and fragment: "https://me:pw@host/x?key=k" is "https://host/x"."""
+    if url is None:
+        return None
+    scheme, slashes, rest = url.partition("#")[0].partition("?")[0].partition("//")
     authority, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}{slashes}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def remember_key(settings: Settings) -> str:
@@ -272,28 +285,46 @@ def remember_key(settings: Settings) -> str:
     return path
 
 
-def _config(path: str, problems: list[str]) -> dict[str, Any]:
-    """Return the config file's content: options for all applications, and in [app.NAME] those for one."""
-    if not os.path.exists(path):
+def _config(path: str, problems: list[str]) -> dict[str, Any] | None:
+    """Return the config file's content, None for a file that is there and cannot be understood."""
+    if not _is_there(path):
         return {}
     import tomllib
 
     try:
         with open(path, "rb") as file:
             content = tomllib.load(file)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if not _is_table_of_tables(content.get("app", {})):
+            raise ValueError("'app' is not a table of applications")
+    except (OSError, ValueError, RecursionError) as error:  # what tomllib raises is a ValueError
         problems.append(f"the config file {path} was passed over: {error}")
-        return {}
+        return None
+    return content
+
+
+def _is_there(path: str) -> bool:
+    """Tell whether something lies at *path*, and where that cannot be found out, that it does."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _for_app(content: dict[str, Any], app: str, path: str, problems: list[str]) -> dict[str, Any]:
+    """Return what the config file says to *app*: its options for all applications, and over them [app.NAME]."""
     known = {option.name for option in OPTIONS} - {"app"}
-    sections = content.pop("app", {})
-    if not _is_table_of_tables(sections):
-        problems.append(f"{path}: 'app' is not a table of applications and was passed over")
-        sections = {}
-    for where, table in (("", content), *((f"app.{name}: ", section) for name, section in sections.items())):
-        for name in table.keys() - known:
-            problems.append(f"{path}: {where}{name!r} is not an option and was passed over")
-            table.pop(name)
-    return {**content, "app": sections}
+    section = content.get("app", {}).get(app, {})
+    found: dict[str, Any] = {}
+    for where, table in (("", {**content, "app": None}), (f"app.{app}: ", section)):
+        for name, value in table.items():
+            if name in known:
+                found[name] = value
+            elif value is not None:
+                problems.append(f"{path}: {where}{name!r} is not an option and was passed over")
+    return found
 
 
 def _is_table_of_tables(value: object) -> bool:

@@ -28,17 +28,21 @@ class Tray:
     """The out-tray of one application, for a library that lives in somebody else's process.
 
     *options* are the settings (README, "Settings"); *app* is the only one needed. *remember_key* keeps the
-    write key in the user's config file, mode 0600, for drainers such as cron. Two trays never mix settings,
-    outboxes or consent. Raises SettingsError; the methods raise nothing.
+    write key in the user's config file, mode 0600, for drainers such as cron. Two trays of different apps never mix
+    settings, outboxes or consent; those of one app share its outbox and its delivery, which follows the tray that
+    began to track last. Raises SettingsError for an argument that cannot be right; the methods raise nothing.
     """
 
     def __init__(self, *, app: str, remember_key: bool = False, **options: Any) -> None:
         settings = settings_module.resolve({"app": app, **options})
-        if settings.problems:
-            raise SettingsError(settings.problems[0])
         if remember_key:
             settings_module.remember_key(settings)
         self._client = Client(settings=settings)
+
+    @property
+    def client(self) -> Client:
+        """What builds and stores this tray's messages."""
+        return self._client
 
     @property
     def settings(self) -> Settings:
@@ -113,7 +117,7 @@ class Tray:
 
         try:
             return self._flush(timeout)
-        except Exception as error:  # a destination from elsewhere may raise anything
+        except Exception as error:  # a destination from elsewhere, or `requests`, may raise anything
             journal.failed("flushing", error)
             return FlushReport("failed", reason=f"{type(error).__name__}: {error}")
 
@@ -122,7 +126,7 @@ class Tray:
             from outtray.delivery.flush import FlushReport, flush
 
         settings = self.settings
-        agreed = consent.decide(settings)
+        agreed = self._client.decide_consent()
         if agreed.state != consent.GRANTED:
             return FlushReport("denied", reason=f"consent is {agreed.state}: {agreed.reason}")
         if not exists(settings.directory):
@@ -138,11 +142,15 @@ class Tray:
         with importing:
             from outtray.delivery.status import EMPTY, status
 
+        app = directory = None
         try:
-            return {**status(self.settings), "error": None}
+            settings = self.settings
+            app, directory = settings.app, settings.directory
+            return {**status(settings), "error": None}
         except Exception as error:
             journal.failed("looking at the outbox", error)
-            return {**dict.fromkeys(EMPTY), "error": str(error), "why": f"the outbox cannot be looked at: {error}"}
+            known = {"app": app, "directory": directory, "why": f"the outbox cannot be looked at: {error}"}
+            return {**dict.fromkeys(EMPTY), **known, "error": str(error)}
 
     def reset_identity(self) -> bool:
         """Forget the client id and return True; the next message makes a new one. Messages that wait keep theirs.
@@ -180,8 +188,10 @@ default_tray: Tray = _DefaultTray()
 def configure(*, remember_key: bool = False, **options: Any) -> Tray:
     """Set the default tray's settings (README, "Settings") and return it; *remember_key* as in `Tray`.
 
-    A later call for the same application replaces the settings. Raises SettingsError for a setting that
-    cannot be right, and for another *app* than before: a second application takes a `Tray` of its own.
+    A later call for the same application replaces the settings. Raises SettingsError for an argument that
+    cannot be right, and for another *app* than before: a second application takes a `Tray` of its own. What is
+    wrong in the environment or the config file raises nothing, is journaled with the first message, and leaves
+    the default in force (for the consent "denied").
     """
     before = settings_module.configured_app()
     app = settings_module.resolve(options).app

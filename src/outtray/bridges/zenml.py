@@ -83,7 +83,7 @@ class _Bridge:
         if not isinstance(message, dict):
             raise TypeError(f"expected a JSON object, not {type(message).__name__}")
         # The tray's own client, so that `Tray.flush` waits for these messages too.
-        (self.tray or default_tray)._client.store_foreign(message)
+        (self.tray or default_tray).client.store_foreign(message)
 
     def patch(self, module: ModuleType) -> None:
         post = getattr(module, "post", None)

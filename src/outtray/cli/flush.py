@@ -13,6 +13,8 @@ from outtray.cli.exits import DONE, FINDINGS, KEPT, NOT_CONFIGURED
 from outtray.cli.output import age_text, count_text, is_interactive, say, size_text, write, write_json
 from outtray.delivery.status import status
 from outtray.errors import OutboxBusy, OutboxError, SettingsError
+from outtray.outbox import look
+from outtray.outbox.files import exists
 from outtray.settings import resolve
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 HELP = """Deliver what waits, of every outbox of this user or of one (--app).
 
 Without a terminal, as in cron, it is silent when all went well, and while the receiver cannot be reached for
-less than --warn-after. Dead letters, and outboxes that are held or not configured, are always named."""
+less than --warn-after. Dead letters, and outboxes that are held or not configured, are always named.
+
+exit codes: 78 something is held, not configured or unusable; else 75 something is kept for later; else 1 new dead
+letters; else 0. Where several are true, also of several outboxes, the first in this order counts."""
 
 _SEVERITY = (NOT_CONFIGURED, KEPT, FINDINGS, DONE)
 _TELLING = ("held", "not configured", "stalled", "failed", "denied")
@@ -229,22 +234,27 @@ def _dry_run(arguments: argparse.Namespace, chosen: list[Settings]) -> int:
     else:
         for plan in plans:
             target = f"{plan['destination']} at {plan['url'] or 'no url'}"
-            write(f"{plan['app']}: {count_text(plan['count'])}, {size_text(plan['bytes'])}, to {target}; {plan['why']}")
+            size = ("about " if plan["bytes_estimated"] else "") + size_text(plan["bytes"])
+            write(f"{plan['app']}: {count_text(plan['count'])}, {size}, to {target}; {plan['why']}")
     return DONE
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     found = status(settings)
-    pending = outboxes.newest_first(settings, state="pending")
-    sizes = [len(each.body.encode()) for each in pending if each.destination == found["destination"]]
-    if arguments.limit is not None:
-        sizes = sizes[-arguments.limit :]  # the oldest go first
+    count = found["pending"] if arguments.limit is None else min(found["pending"], arguments.limit)
+    sizes: list[int] = []
+    if count and exists(settings.directory):
+        with look.look(settings.directory) as view:
+            sizes = view.pending_sizes(found["destination"])[:count]
+    is_estimate = len(sizes) < count
+    size = round(count * sum(sizes) / len(sizes)) if sizes and is_estimate else sum(sizes)
     wait = max(0.0, (found["next_attempt_at"] or 0.0) - time.time())
     blocked = found["consent"]["state"] != consent.GRANTED or found["not_configured"]
     return {
         "app": settings.app,
-        "count": len(sizes),
-        "bytes": sum(sizes),
+        "count": count,
+        "bytes": size,
+        "bytes_estimated": is_estimate,
         "destination": found["destination"],
         "url": found["url"],
         "held_back": bool(blocked or (wait and not arguments.all)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from outtray.cli.exits import UsageError
 from outtray.cli.output import say
 from outtray.delivery.drain import delivery_settings
 from outtray.outbox import look, store
-from outtray.outbox.files import exists
+from outtray.outbox.connection import translated
+from outtray.outbox.files import exists, has_database
 from outtray.settings import resolve
 
 if TYPE_CHECKING:
@@ -24,27 +26,28 @@ if TYPE_CHECKING:
 
 read_app = setting("app")
 
-PAGE = 100
-"""Messages read at once: the gate is held meanwhile, and each of them may have a megabyte."""
+BETWEEN_PAGES = 0.002
+"""Seconds in which the gate is left to others before the next page is read."""
 
 
 def chosen(arguments: argparse.Namespace, **options: Any) -> list[Settings]:
     """Return the settings of the app that was named (--app, OUTTRAY_APP), else of every outbox of this user.
 
     *options* are settings given on the command line; None is not given. The list is empty if there is no outbox.
+    Raises OutboxUnusable where there could never be one.
     """
     options = {"dir": arguments.dir, **options}
     base = resolve({"app": arguments.app, **options})
-    if base.sources["app"] != "default":
-        return [base] if exists(base.directory) else []
-    return [resolve({"app": app, **options}) for app in apps(base.dir)]
+    if base.sources["app"] == "default" and (names := apps(base.dir)):
+        return [resolve({"app": app, **options}) for app in names]
+    return [base] if exists(base.directory) else []
 
 
 def the_one(arguments: argparse.Namespace) -> Settings:
     """Return the settings of the one outbox that is meant, which need not exist. Raises UsageError if several are."""
     base = resolve({"app": arguments.app, "dir": arguments.dir})
     for problem in base.problems:
-        say(f"outtray: {problem}; the default stands")
+        say(f"outtray: {problem}; the default stands (consent: denied)")
     found = chosen(arguments)
     if len(found) > 1:
         names = ", ".join(settings.app for settings in found)
@@ -57,10 +60,17 @@ def the_one(arguments: argparse.Namespace) -> Settings:
 
 
 def apps(folder: str) -> list[str]:
-    """Return the names of the applications that have an outbox in *folder*, sorted. Raises OSError."""
+    """Return the names of the applications that have an outbox in *folder*, usable or not, sorted.
+
+    Raises OutboxError.
+    """
     if not os.path.isdir(folder):
         return []
-    return sorted(name for name in os.listdir(folder) if _is_app(name) and exists(os.path.join(folder, name)))
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise translated(error, folder) from error
+    return sorted(name for name in names if _is_app(name) and _has_database(os.path.join(folder, name)))
 
 
 def effective(settings: Settings) -> Settings:
@@ -72,17 +82,34 @@ def effective(settings: Settings) -> Settings:
 
 
 def newest_first(
-    settings: Settings, *, state: str | None = None, event: str | None = None, since: float = 0.0
+    settings: Settings,
+    *,
+    state: str | None = None,
+    event: str | None = None,
+    message_id: str | None = None,
+    since: float = 0.0,
 ) -> Iterator[StoredMessage]:
-    """Give the messages, newest first, read a page at a time. Raises OutboxError."""
-    before_id = 2**62
-    while exists(settings.directory):
+    """Give the messages, newest first, read a page at a time: whoever tracks goes in between. Raises OutboxError."""
+    before_id: int | None = 2**62
+    while before_id is not None and exists(settings.directory):
         with look.look(settings.directory) as view:
-            page = view.page(state=state, event=event, since=since, before_id=before_id, limit=PAGE)
-        yield from page
-        if len(page) < PAGE:
-            return
-        before_id = page[-1].id
+            page = view.some(state=state, event=event, message_id=message_id, since=since, before_id=before_id)
+        yield from page.messages
+        before_id = page.next_before_id
+        time.sleep(BETWEEN_PAGES)
+
+
+def find(settings: Settings, id: str) -> list[StoredMessage]:
+    """Return the message with this id or message_id, once for each destination; empty if there is none.
+
+    Raises OutboxError.
+    """
+    if id.isdecimal() and len(id) < 19 and exists(settings.directory):
+        with look.look(settings.directory) as view:
+            found = view.find(int(id))
+        if found:
+            return found
+    return list(newest_first(settings, message_id=id))
 
 
 @contextmanager
@@ -93,6 +120,13 @@ def opened(settings: Settings) -> Iterator[Outbox]:
         yield outbox
     finally:
         outbox.close()
+
+
+def _has_database(directory: str) -> bool:
+    try:
+        return has_database(directory)
+    except OSError:
+        return True  # whoever uses it will say what is wrong with it
 
 
 def _is_app(name: str) -> bool:

@@ -8,7 +8,7 @@ from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments, text
 from outtray.cli.exits import DONE, FINDINGS, UsageError
 from outtray.cli.output import count_text, say, write_json
-from outtray.outbox import look, upkeep
+from outtray.outbox import upkeep
 from outtray.outbox.files import exists
 
 if TYPE_CHECKING:
@@ -55,11 +55,10 @@ def _dead_ids(settings: Settings, given: Sequence[str]) -> tuple[list[int], list
     """Return the ids of the dead messages that *given* names, and what names none."""
     ids: list[int] = []
     unknown: list[str] = []
-    with look.look(settings.directory) as view:
-        for name in given:
-            messages = [each for each in view.find(name) if each.destination == settings.destination]
-            found = [each.id for each in messages if each.state == "dead"]
-            ids.extend(found)
-            if not found:
-                unknown.append(name)
+    for name in given:
+        messages = [each for each in outboxes.find(settings, name) if each.destination == settings.destination]
+        found = [each.id for each in messages if each.state == "dead"]
+        ids.extend(found)
+        if not found:
+            unknown.append(name)
     return list(dict.fromkeys(ids)), unknown

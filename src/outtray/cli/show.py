@@ -11,8 +11,6 @@ from outtray.cli.arguments import add_json_argument, add_outbox_arguments, text
 from outtray.cli.exits import DONE, FINDINGS
 from outtray.cli.listing import to_json
 from outtray.cli.output import json_text, say, write, write_json
-from outtray.outbox import look
-from outtray.outbox.files import exists
 
 if TYPE_CHECKING:
     import argparse
@@ -32,10 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the message. Returns the exit code, 1 if there is none; raises OutboxError, UsageError."""
     settings = outboxes.the_one(arguments)
-    found: list[StoredMessage] = []
-    if exists(settings.directory):
-        with look.look(settings.directory) as view:
-            found = view.find(arguments.id)
+    found = outboxes.find(settings, arguments.id)
     if arguments.json:
         write_json([{**to_json(each), "excerpt": each.excerpt, "message": _content(each.body)} for each in found])
     else:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments
 from outtray.cli.exits import DONE
-from outtray.cli.output import size_text, write, write_json
-from outtray.outbox.files import exists
-from outtray.settings import config_path
+from outtray.cli.output import say, size_text, write, write_json
+from outtray.errors import OutboxError
+from outtray.outbox.files import has_database
+from outtray.settings import config_path, resolve
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the places. Returns the exit code; raises OSError, UsageError."""
-    found = _places(outboxes.the_one(arguments))
+    try:
+        settings = outboxes.the_one(arguments)
+    except OutboxError as error:
+        say(f"outtray: {error}")
+        settings = resolve({"app": arguments.app, "dir": arguments.dir})
+    found = _places(settings)
     if arguments.json:
         write_json(found)
         return DONE
@@ -46,7 +52,7 @@ def _places(settings: Settings) -> dict[str, Any]:
         "app": settings.app,
         "dir": settings.dir,
         "directory": settings.directory,
-        "exists": exists(settings.directory),
+        "exists": has_database(settings.directory),
         "files": _files(settings.directory),
         "config": {"path": config_path(), "exists": os.path.exists(config_path())},
     }

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 STARTED_AT = "detached_at"
 
 
+class _Detached(subprocess.Popen[bytes]):
+    """A process that may outlive this one, which `subprocess` would warn of."""
+
+    def __del__(self) -> None:
+        """Say nothing."""
+
+
+_left_behind: list[_Detached] = []
+
+
 def launch(outbox: Outbox, settings: Settings) -> bool:
     """Start `python -m outtray flush` for *outbox* and return True; it outlives this process.
 
@@ -41,8 +51,11 @@ def launch(outbox: Outbox, settings: Settings) -> bool:
         environment["OUTTRAY_WRITE_KEY"] = settings.write_key
     if settings.url is not None:
         environment["OUTTRAY_URL"] = settings.url  # with its credentials, which the outbox does not have
+    if settings.sources["consent"] == "argument":
+        environment["OUTTRAY_CONSENT"] = settings.consent  # the host's word, which comes before DO_NOT_TRACK
     creation = {"creationflags": 0x00000008 | 0x00000200} if os.name == "nt" else {"start_new_session": True}
-    subprocess.Popen(
+    _left_behind[:] = [process for process in _left_behind if process.poll() is None]  # which also ends zombies
+    process = _Detached(
         [sys.executable, "-m", "outtray", "flush", "--app", settings.app],
         cwd=outbox.directory,
         env=environment,
@@ -51,6 +64,7 @@ def launch(outbox: Outbox, settings: Settings) -> bool:
         stderr=subprocess.DEVNULL,
         **creation,
     )
+    _left_behind.append(process)
     return True
 
 

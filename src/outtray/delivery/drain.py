@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from outtray import destinations, journal
 from outtray.delivery import backoff
-from outtray.errors import Held, Postponed, Rejected, SettingsError
+from outtray.errors import Held, OutboxBusy, OutboxError, Postponed, Rejected, SettingsError
 from outtray.outbox.records import Mark
 from outtray.outbox.store import DELIVERY_SETTINGS
 from outtray.settings import config_path, without_credentials
@@ -22,8 +22,19 @@ if TYPE_CHECKING:
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings
 
+Result = TypeVar("Result")
+
 MAX_SUSPECTS = 20
 """Refused messages in a row, after which the newest one is tried alone to tell bad messages from a bad receiver."""
+
+WRITE_WITHIN = 60.0
+"""Seconds that an answer in hand waits for a busy outbox, if the run has so much time; without it, all is repeated."""
+
+WRITE_AT_LEAST = 10.0
+"""Seconds that it waits even where the run's time is over before."""
+
+PAUSE = 0.05
+"""Seconds between two tries to write."""
 
 
 class Drain:
@@ -32,9 +43,9 @@ class Drain:
     With *heed_wait* False a stored wait is passed over; *deadline* (on the monotonic clock) cuts requests short,
     *limit* bounds the messages of the run.
     *delivered*, *dead* count messages; *stopped_by* is the error that ended the run, if one did.
-    *meanwhile* is called about five times a second while an answer is awaited; once *is_leaving* says True
-    an answer that still comes is not written down. Raises SettingsError if url, destination or key are
-    missing or wrong.
+    *go_on* is called before each request and about five times a second while an answer is awaited; where it
+    returns False no request begins. Once *is_leaving* says True an answer that still comes is not written
+    down. Raises SettingsError if url, destination or key are missing or wrong.
     """
 
     def __init__(
@@ -45,7 +56,7 @@ class Drain:
         heed_wait: bool = True,
         deadline: float = float("inf"),
         limit: int | None = None,
-        meanwhile: Callable[[], None] = lambda: None,
+        go_on: Callable[[], bool] = lambda: True,
         is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         stored = delivery_settings(outbox)
@@ -62,56 +73,69 @@ class Drain:
         self._fingerprint = fingerprint(outbox.meta("salt") or "", settings.url, key)
         self._heed_wait = heed_wait
         self._deadline = deadline
-        self._meanwhile = meanwhile
+        self._go_on = go_on
         self._is_leaving = is_leaving
         self._limit = limit
         self._size = settings.max_batch_count
         self._ahead: Batch | None = None
-        self._suspects: dict[int, Mark] = {}
+        self._suspects: dict[int, Mark] = {}  # the messages refused since the last success
+        self._last_refused: Batch | None = None
         self._log_suspect = 0
-        self._refused_in_a_row = 0
         self.delivered = 0
         self.dead = 0
         self.stopped_by: Postponed | Held | None = None
 
     def step(self) -> float | None:
-        """Deliver one batch. Returns 0 if there may be more, the seconds to wait, or None if nothing is left to do."""
+        """Deliver one batch, with one request at most.
+
+        Returns 0 if there may be more or the run may not go on, the seconds to wait, or None if nothing is left.
+        """
         if self._heed_wait:
             wait = self._stored_wait()
             if wait > 0:
                 return wait
             self._heed_wait = False
-        batch = self._next_batch()
+        probe = self._probe()
+        batch = probe or self._next_batch()
         try:
             if batch is None:
                 return self._end_of_run()
+            if self._last_refused is not None and not self._last_refused.is_of(batch):
+                self._forget_suspects()  # some may have been removed; those that are left are tried again
+                return 0.0
+            if not self._go_on():
+                return 0.0
             refusal = self._attempt(batch)
+            if refusal is not None and probe is not None:
+                raise Held(f"the receiver refuses every message: {refusal.reason}", status=refusal.status)
             if refusal is not None:
                 self._refused(batch, refusal)
             return 0.0
         except Held as error:
             return self._stop(error, backoff.LONGEST_WAIT)
         except Postponed as error:
-            attempts = self._outbox.cursor(self._name).attempts + 1
+            attempts = self._write(lambda: self._outbox.cursor(self._name)).attempts + 1
             return self._stop(error, backoff.wait(attempts, error.retry_after))
 
     def _attempt(self, batch: Batch) -> Rejected | None:
         """Post *batch*: settle it, and bury the suspects, if it is delivered; return the refusal if it is refused."""
         started = time.monotonic()
+        timeout = max(0.05, min(self._settings.timeout, self._deadline - started))
         bodies = [message.body for message in batch.messages]
         try:
-            status = self._destination.deliver(bodies, self._time_left(), self._while_waiting_for(batch))
+            status = self._destination.deliver(bodies, timeout, self._while_waiting_for(batch))
         except Rejected as refusal:
             return refusal
+        except Postponed as error:
+            is_cut_short = error.status is None and timeout < self._settings.timeout
+            if is_cut_short and time.monotonic() >= self._deadline:
+                return None  # our own time was over, which says nothing of the receiver
+            raise
         if not self._is_leaving():
             self._settle(batch, list(self._suspects.values()), status, time.monotonic() - started)
-            self._suspects.clear()
-            self._refused_in_a_row = 0
+            self._forget_suspects()
             self._size = min(self._size * 2, self._settings.max_batch_count)
         return None
-
-    def _time_left(self) -> float:
-        return max(0.05, min(self._settings.timeout, self._deadline - time.monotonic()))
 
     def _while_waiting_for(self, batch: Batch) -> Callable[[], None]:
         """Return what to do while the answer is awaited: read the next batch, once, and what the loop wants."""
@@ -121,10 +145,23 @@ class Drain:
             nonlocal todo
             if todo:
                 todo = False
-                self._ahead = self._read(after_id=batch.last_id)
-            self._meanwhile()
+                self._read_ahead(batch.last_id)
+            self._while_waiting()
 
         return meanwhile
+
+    def _while_waiting(self) -> None:
+        """Do what the loop wants; its word, and its errors, count when the answer in hand is written down."""
+        try:
+            self._go_on()
+        except Exception as error:
+            journal.failed("working while an answer is awaited", error)
+
+    def _read_ahead(self, after_id: int) -> None:
+        try:
+            self._ahead = self._read(after_id)
+        except OutboxError as error:  # the answer is still awaited, and the next step reads for itself
+            journal.failed("reading ahead", error)
 
     def _next_batch(self) -> Batch | None:
         """Return the batch to post now, without messages whose checksum no longer holds."""
@@ -139,55 +176,66 @@ class Drain:
         return batch
 
     def _read(self, after_id: int = 0) -> Batch | None:
-        count = self._size if self._limit is None else min(self._size, self._limit - self.delivered - self.dead)
+        count = min(self._size, self._room())
         if count <= 0:
             return None
         return self._outbox.pending(
             self._name,
             after_id=max(after_id, self._log_suspect),
-            max_count=count,
+            max_count=int(count),
             max_bytes=self._settings.max_batch_bytes,
             passed_over=self._suspects,
         )
 
+    def _room(self) -> float:
+        """Return how many messages the limit still allows; refused ones count."""
+        if self._limit is None:
+            return float("inf")
+        return self._limit - self.delivered - self.dead - len(self._suspects)
+
+    def _probe(self) -> Batch | None:
+        """Return the newest message, to tell bad messages from a bad receiver, if too many were refused in a row."""
+        if len(self._suspects) < MAX_SUSPECTS or self._room() <= 0:
+            return None
+        return self._outbox.newest(self._name, after_id=self._log_suspect)
+
     def _refused(self, batch: Batch, refusal: Rejected) -> None:
-        """Halve until the first bad message stands alone; bury it once the receiver is known to take others."""
+        """Halve until the first bad message stands alone; it is buried when the receiver takes another one."""
         self._ahead = None
         if len(batch.messages) > 1:
             self._size = len(batch.messages) // 2
             return
         message = batch.messages[0]
         mark = Mark(message, "dead", status=refusal.status, reason=refusal.reason, excerpt=refusal.excerpt)
-        if self.delivered:
-            self._settle(batch, [mark], refusal.status or 0, 0.0)
-        else:
-            self._suspects[message.id] = mark
-            if batch.in_order:
-                self._log_suspect = message.id
-        self._refused_in_a_row += 1
-        if self._refused_in_a_row >= MAX_SUSPECTS:
-            self._try_the_newest()
+        self._suspects[message.id] = mark
+        self._last_refused = batch
+        if batch.in_order:
+            self._log_suspect = message.id
 
-    def _try_the_newest(self) -> None:
-        """Tell bad messages from a receiver that refuses everything. Raises Held for the second."""
-        newest = self._outbox.newest(self._name, after_id=self._log_suspect)
-        if newest is None:
-            return  # the rest of the run finds nothing either and ends
-        refusal = self._attempt(newest)
-        if refusal is not None:
-            raise Held(f"the receiver refuses every message: {refusal.reason}", status=refusal.status)
+    def _forget_suspects(self) -> None:
+        self._suspects.clear()
+        self._last_refused = None
+        self._log_suspect = 0
 
     def _end_of_run(self) -> float | None:
-        """End a run that found nothing more to post. Raises Postponed if refused messages are left to compare."""
-        for mark in self._suspects.values():
-            others = f" and {len(self._suspects) - 1} more" if len(self._suspects) > 1 else ""
-            raise Postponed(
-                f"{mark.reason} for message {mark.message.id}{others}: kept until another is taken", status=mark.status
-            )
-        return None
+        """End a run that found nothing more to post; its suspects are bad if the receiver took others before them.
+
+        Raises Postponed if there is nothing to compare them with.
+        """
+        if self._last_refused is None:
+            return None
+        marks = list(self._suspects.values())
+        if self.delivered:
+            self._settle(self._last_refused.only([mark.message for mark in marks]), marks, 0, 0.0)
+            self._forget_suspects()
+            return 0.0
+        first, others = marks[0], f" and {len(marks) - 1} more" if len(marks) > 1 else ""
+        raise Postponed(
+            f"{first.reason} for message {first.message.id}{others}: kept until another is taken", status=first.status
+        )
 
     def _settle(self, batch: Batch, marks: list[Mark], status: int, seconds: float) -> None:
-        if not self._outbox.settle(batch, marks, status=status, seconds=seconds):
+        if not self._write(lambda: self._outbox.settle(batch, marks, status=status, seconds=seconds)):
             return  # purged or withdrawn while it was on its way
         buried = {mark.message.id for mark in marks}
         count = sum(message.id not in buried for message in batch.messages)
@@ -201,20 +249,37 @@ class Drain:
     def _stop(self, error: Held | Postponed, wait: float) -> float:
         """Store the wait of the whole destination and return it."""
         held = isinstance(error, Held)
-        self._outbox.postpone(
-            self._name,
-            until=time.time() + wait,
-            reason=error.reason,
-            fingerprint=self._fingerprint,
-            held=held,
-            status=error.status,
-        )
+        until = time.time() + wait
+        if not self._is_leaving():
+            self._write(
+                lambda: self._outbox.postpone(
+                    self._name,
+                    until=until,
+                    reason=error.reason,
+                    fingerprint=self._fingerprint,
+                    held=held,
+                    status=error.status,
+                )
+            )
         self.stopped_by = error
         if held:
             journal.held(error.reason)
         else:
             journal.postponed(error.reason, wait)
         return wait
+
+    def _write(self, write: Callable[[], Result]) -> Result:
+        """Return what *write* returns, tried again while the outbox is busy. Raises OutboxError."""
+        now = time.monotonic()
+        end = min(now + WRITE_WITHIN, max(self._deadline, now + WRITE_AT_LEAST))
+        while True:
+            try:
+                return write()
+            except OutboxBusy:
+                if self._is_leaving() or time.monotonic() >= end:
+                    raise
+            self._while_waiting()
+            time.sleep(PAUSE)
 
     def _stored_wait(self) -> float:
         cursor = self._outbox.cursor(self._name)
@@ -225,7 +290,10 @@ class Drain:
 
 def delivery_settings(outbox: Outbox | Look) -> dict[str, Any]:
     """Return what the host stored for drainers, see `Settings.to_store`."""
-    stored = json.loads(outbox.meta(DELIVERY_SETTINGS) or "{}")
+    try:
+        stored = json.loads(outbox.meta(DELIVERY_SETTINGS) or "{}")
+    except (ValueError, RecursionError):
+        return {}  # damaged: then url and the like have to come from elsewhere
     return stored if isinstance(stored, dict) else {}
 
 

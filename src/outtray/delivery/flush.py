@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from outtray import journal
 from outtray.delivery.drain import Drain, delivery_settings
 from outtray.delivery.lock import DrainLock
 from outtray.errors import Held, OutboxBusy, OutboxError, SettingsError
@@ -75,8 +76,15 @@ class _Run:
     def go(self) -> FlushReport:
         try:
             self._settings = self._settings.over(delivery_settings(self._outbox))
-            other = self._wait_for_lock()
-            return self._drain() if other is None else other
+            while True:
+                other = self._wait_for_lock()
+                if other is not None:
+                    return other
+                report = self._drain()
+                if report is not None:
+                    self._prune()
+                    return report
+                self._lock.release()  # the outbox was removed: go on with the one that is there now
         except SettingsError as error:
             return self._report("not configured", str(error))
         except OutboxBusy as error:
@@ -106,42 +114,45 @@ class _Run:
             time.sleep(POLL)
         return None
 
-    def _drain(self) -> FlushReport:
+    def _drain(self) -> FlushReport | None:
+        """Deliver until there is something to report; None if the right to drain was lost."""
         heed_wait = self._heed_wait
-        while True:
+        while not self._is_settled():
             drain = Drain(
                 self._outbox,
                 self._settings,
                 heed_wait=heed_wait,
                 deadline=self._end,
                 limit=None if self._limit is None else self._limit - self._delivered - self._dead,
-                meanwhile=self._lock.beat,
+                go_on=self._lock.beat,
             )
             heed_wait = True
             wait = self._steps(drain)
             self._delivered += drain.delivered
             self._dead += drain.dead
-            if drain.delivered:
-                prune(self._outbox, retention=self._settings.retention)
             if wait is None:
                 return self._report("limit" if self._is_limit_reached() else "drained")
+            if self._is_settled():
+                break
+            if not self._lock.beat():
+                return None
             if wait == 0.0:
-                return self._report("drained") if self._is_settled() else self._report("timeout", "the time is over")
+                return self._report("timeout", "the time is over")
             cursor = self._outbox.cursor(self._settings.destination)
             held = isinstance(drain.stopped_by, Held) or cursor.held
             if held or not self._sleep_through or time.monotonic() + wait > self._end:
                 reason = drain.stopped_by.reason if drain.stopped_by else cursor.reason or ""
                 return self._report("held" if held else "postponed", reason, wait=wait)
             self._sleep(wait)
+        return self._report("drained")
 
     def _steps(self, drain: Drain) -> float | None:
-        """Step until there is a wait or nothing left; 0 if what was to be delivered is, or the time is over."""
+        """Step until there is a wait or nothing left; 0 if what was to be delivered is, or the run may not go on."""
         wait = drain.step()
         while wait == 0.0:
-            self._lock.beat()
             if self._progress is not None:
                 self._progress(self._delivered + drain.delivered + self._dead + drain.dead)
-            if self._is_settled() or time.monotonic() >= self._end:
+            if self._is_settled() or not self._lock.beat() or time.monotonic() >= self._end:
                 return 0.0
             wait = drain.step()
         return wait
@@ -154,6 +165,12 @@ class _Run:
 
     def _is_settled(self) -> bool:
         return self._until_id is not None and self._outbox.is_settled(self._settings.destination, self._until_id)
+
+    def _prune(self) -> None:
+        try:
+            prune(self._outbox, retention=self._settings.retention)
+        except OutboxError as error:  # the next flush does it; what was delivered is delivered
+            journal.failed("removing delivered messages that are past their retention", error)
 
     def _is_limit_reached(self) -> bool:
         return self._limit is not None and self._delivered + self._dead >= self._limit

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import time
 from queue import Empty, SimpleQueue
 
-from outtray import consent, journal
+from outtray import consent, forking, journal
 from outtray.errors import OuttrayError
-from outtray.forking import importing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +20,12 @@ SYNC_WITHIN = 0.8
 
 LEAVE_WITHIN = 0.04
 """Seconds that the end of the program waits for an answer on its way."""
+
+WRITE_WITHIN = 2.0
+"""Seconds that closing waits, beyond the deadline of a request, for its outcome to be written down."""
+
+LOOK_AGAIN = 0.1
+"""Seconds between two tries to drain, at least, while somebody else does."""
 
 PRUNE_EVERY = 60.0
 """Seconds between two looks for delivered messages that are past their retention."""
@@ -39,7 +43,8 @@ class Flusher:
         self._is_registered = False
         self._thread: threading.Thread | None = None
         self._accepted: SimpleQueue[None] = SimpleQueue()
-        self._stopped = threading.Event()
+        self._stopped = threading.Event()  # the thread begins nothing new
+        self._leaving = threading.Event()  # and writes nothing down any more
         self._starting = threading.Lock()
         self._next_prune = 0.0
 
@@ -54,13 +59,14 @@ class Flusher:
         """End the thread, sync, and close the outbox; with *leaving* for good, as the interpreter ends.
 
         In the mode "exit" a program that stored something then leaves a detached flush behind. An answer on
-        its way is waited for during `LEAVE_WITHIN`.
+        its way is waited for, as long as `settings.timeout` gives it, or with *leaving* `LEAVE_WITHIN`.
         """
         thread, self._thread = self._thread, None
         self._stopped.set()
         self._accepted.put(None)
         if thread is not None:
-            thread.join(LEAVE_WITHIN)
+            thread.join(LEAVE_WITHIN if leaving else self.settings.timeout + WRITE_WITHIN)
+        self._leaving.set()
         try:
             self._sync_if_needed()
             if thread is not None and self.settings.flush == "exit" and self._may_send():
@@ -75,7 +81,7 @@ class Flusher:
         """Forget the parent's thread; the child's first message starts one."""
         self._thread = None
         self._accepted = SimpleQueue()
-        self._stopped = threading.Event()
+        self._stopped, self._leaving = threading.Event(), threading.Event()
         self._starting = threading.Lock()
 
     def _start(self) -> None:
@@ -84,8 +90,8 @@ class Flusher:
         try:
             if self._thread is None:
                 self._register()
-                self._stopped = threading.Event()
-                thread = threading.Thread(target=self._run, args=(self._stopped,), name="outtray-flusher", daemon=True)
+                self._stopped, self._leaving = events = threading.Event(), threading.Event()
+                thread = threading.Thread(target=self._run, args=events, name="outtray-flusher", daemon=True)
                 thread.start()
                 self._thread = thread
         except RuntimeError as error:  # the interpreter is ending: the outbox syncs when it closes
@@ -98,31 +104,42 @@ class Flusher:
             atexit.register(self.stop, leaving=True)
             self._is_registered = True
 
-    def _run(self, stopped: threading.Event) -> None:
+    def _run(self, stopped: threading.Event, leaving: threading.Event) -> None:
         wait: float | None = None
         while not stopped.is_set():
-            self._wait_for_message(wait)
-            stopped.wait(min(self.settings.flush_interval, SYNC_WITHIN))
-            if stopped.is_set():
-                return
-            while not self._accepted.empty():
-                self._accepted.get()
+            is_new = self._is_message_within(wait)
             try:
+                if is_new:
+                    self._gather(stopped)
+                if stopped.is_set():
+                    return
+                while not self._accepted.empty():
+                    self._accepted.get()
                 self._sync_if_needed()
-                wait = self._deliver(stopped) if self.settings.flush == "thread" and self._may_send() else None
+                may_send = self.settings.flush == "thread" and self._may_send()
+                wait = self._deliver(stopped, leaving) if may_send else None
             except Exception as error:  # a thread that ends here would end delivery for the program's life
                 journal.failed("delivering in the background", error)
                 wait = self.settings.timeout
 
-    def _wait_for_message(self, seconds: float | None) -> None:
+    def _is_message_within(self, seconds: float | None) -> bool:
+        """Wait for a message, for ever with None; False if the *seconds* of a stored wait are over before."""
         try:
             self._accepted.get(timeout=seconds)
         except Empty:
-            return  # a stored wait is over
+            return False
+        return True
 
-    def _deliver(self, stopped: threading.Event) -> float | None:
+    def _gather(self, stopped: threading.Event) -> None:
+        """Let `flush_interval` pass from the first message on, and sync what is accepted in it."""
+        interval = self.settings.flush_interval if self.settings.flush == "thread" else SYNC_WITHIN
+        end = time.monotonic() + interval
+        while (left := end - time.monotonic()) > 0 and not stopped.wait(min(left, SYNC_WITHIN)):
+            self._sync_if_needed()
+
+    def _deliver(self, stopped: threading.Event, leaving: threading.Event) -> float | None:
         """Drain what is due and return the seconds to wait, None until the next message."""
-        with importing:
+        with forking.importing:
             from outtray.delivery.drain import Drain, delivery_settings
             from outtray.delivery.lock import DrainLock
             from outtray.outbox.upkeep import prune
@@ -131,18 +148,17 @@ class Flusher:
             return None
         lock = DrainLock(self._outbox.directory)
 
-        def meanwhile() -> None:
-            lock.beat()
+        def go_on() -> bool:
             self._sync_if_needed()
+            return lock.beat() and not stopped.is_set()
 
         try:
             if not lock.try_acquire():
-                return self.settings.flush_interval
-            drain = Drain(self._outbox, self.settings, meanwhile=meanwhile, is_leaving=stopped.is_set)
+                return max(self.settings.flush_interval, LOOK_AGAIN)
+            drain = Drain(self._outbox, self.settings, go_on=go_on, is_leaving=leaving.is_set)
             wait: float | None = 0.0
-            while wait == 0.0 and not stopped.is_set():
+            while wait == 0.0 and go_on():
                 wait = drain.step()
-                meanwhile()
         finally:
             lock.release()
         if drain.delivered and (time.monotonic() >= self._next_prune or self.settings.retention == 0):
@@ -175,5 +191,4 @@ def _after_fork_in_child() -> None:
         flusher.after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+forking.in_child.append(_after_fork_in_child)

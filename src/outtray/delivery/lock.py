@@ -20,17 +20,20 @@ class DrainLock:
 
     def try_acquire(self) -> bool:
         """Take the lock and return True, or False at once if another thread or process has it. Raises OSError."""
-        if not self._file.is_open:
-            self._file.open(create=True)
-        if not self._file.try_acquire():
-            return False
-        self.beat()
-        return True
+        while True:
+            if not self._file.is_open:
+                self._file.open(create=True)
+            is_taken = self._file.try_acquire()
+            if self._file.is_at_path():
+                break
+            self._file.close()  # the outbox was removed: who drains the one that is there now has another file
+        return is_taken and self.beat()
 
-    def beat(self) -> None:
-        """Show that the holder is alive."""
+    def beat(self) -> bool:
+        """Show that the holder is alive; False if the file was removed, and with it the right to drain."""
         self._beats += 1
         self._file.write(self.LAYOUT.pack(os.getpid(), self._beats))
+        return self._file.is_at_path()
 
     def holder(self) -> tuple[int, int]:
         """Return pid and beat of the last holder."""

@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from outtray import consent
-from outtray.delivery.drain import required_key
+from outtray.delivery.drain import delivery_settings, required_key
 from outtray.errors import SettingsError
-from outtray.outbox import look, store
+from outtray.outbox import look
 from outtray.outbox.files import exists
+from outtray.outbox.records import Cursor
 from outtray.settings import without_credentials
 
 if TYPE_CHECKING:
     from outtray.settings import Settings
 
-EMPTY: dict[str, Any] = {
-    "pending": 0,
-    "deferred": 0,
-    "delivered": 0,
-    "dead": 0,
-    "local": 0,
-    "refused": 0,
-    "oldest_pending_age": None,
-    "next_attempt_at": None,
-    "attempts": 0,
-    "waiting_for": None,
-    "held": None,
-    "ledger": {},
-}
+REFUSED = ("busy", "error", "full", "too_large", "unusable")
+"""The ledger's reasons that mean: a call returned False and nothing was stored."""
+
+
+def _of_outbox(counts: look.Counts, cursor: Cursor, oldest_at: float | None, ledger: dict[str, int]) -> dict[str, Any]:
+    """Return the part of the status that the outbox itself knows."""
+    return {
+        **asdict(counts),
+        "refused": sum(ledger.get(reason, 0) for reason in REFUSED),
+        "oldest_pending_age": None if oldest_at is None else max(0.0, time.time() - oldest_at),
+        "next_attempt_at": cursor.next_attempt_at if counts.pending else None,
+        "attempts": cursor.attempts,
+        "waiting_for": cursor.reason,
+        "held": cursor.reason if cursor.held else None,
+        "ledger": ledger,
+    }
+
+
+EMPTY = _of_outbox(look.Counts(), Cursor(), None, {})
 
 
 def status(settings: Settings) -> dict[str, Any]:
     """Return counts, ages (seconds), moments (Unix seconds), sizes (bytes) and the reasons behind them.
 
-    Nothing is written. Where there is no outbox yet the counts are 0. Raises OutboxError.
+    Nothing is written. Where there is no outbox yet the counts are 0. Raises OutboxError, also where there can be none.
     """
     agreed = consent.decide(settings)
-    found, size, stored = dict(EMPTY), 0, {}
+    found, size, stored = EMPTY, 0, {}
     if exists(settings.directory):
         with look.look(settings.directory) as view:
-            stored = json.loads(view.meta(store.DELIVERY_SETTINGS) or "{}")
+            stored = delivery_settings(view)
             settings = settings.over(stored)
-            found = look.status(view, settings.destination)
+            name = settings.destination
+            found = _of_outbox(view.counts(name), view.cursor(name), view.oldest_pending_at(name), view.ledger())
         size = look.size(settings.directory)
     result = {
         "app": settings.app,
@@ -62,7 +69,8 @@ def why(found: dict[str, Any]) -> str:
     """Return the line that answers "why is nothing being sent?"."""
     waiting = found["pending"]
     if not waiting:
-        return "nothing is waiting"
+        kept = ", ".join(f"{found[state]} {state}" for state in ("deferred", "dead", "local") if found[state])
+        return "nothing is waiting" + (f" to be sent; kept: {kept}" if kept else "")
     messages = f"{waiting} message{'s' if waiting != 1 else ''} waiting"
     agreed = found["consent"]
     if agreed["state"] != consent.GRANTED:

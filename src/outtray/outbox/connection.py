@@ -84,6 +84,8 @@ def _require_outbox(connection: sqlite3.Connection, path: str) -> None:
 
 def _require_format(connection: sqlite3.Connection, path: str) -> None:
     application_id, _ = connection.execute(sql.FORMAT).fetchone()
+    if application_id == 0:
+        raise OutboxUnusable(f"{path} is damaged, or was not finished when it was made; it was left as it is")
     if application_id != sql.APPLICATION_ID:
         raise OutboxUnusable(f"{path} is an SQLite file but no outbox of outtray; it was left as it is")
 
@@ -99,4 +101,6 @@ def _create(connection: sqlite3.Connection, path: str) -> None:
         connection.execute(statement)
     connection.execute(sql.SET_META, ("salt", os.urandom(16).hex()))
     connection.execute(sql.COMMIT)
+    # The tables must not stand in the WAL alone: a flipped bit there would take all of the outbox, not its end.
+    connection.execute(sql.TRUNCATE_WAL)
     sync_directory(os.path.dirname(path))

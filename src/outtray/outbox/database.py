@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 
 from outtray import journal
 from outtray.errors import OutboxError, OutboxUnusable
@@ -17,7 +18,7 @@ from outtray.settings import make_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
 
 class Database:
@@ -29,6 +30,7 @@ class Database:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.unsynced = False
+        self.openings = 0
         self._gate = Gate(gate_path(directory))
         self._connection: sqlite3.Connection | None = None
         self._path = ""
@@ -38,7 +40,7 @@ class Database:
         self._ledger = Ledger()
         self._synced_wal = 0
         self._leaving = False
-        self._inherited = False
+        self._inherited: sqlite3.Connection | None = None
 
     def writing(self) -> Writing:
         """Return a context manager for one transaction under the gate; it gives a `Transaction`."""
@@ -57,6 +59,13 @@ class Database:
     def sync(self) -> None:
         """Have all that was appended on the disk before returning. Raises OSError."""
         self.unsynced = False
+        try:
+            self._sync()
+        except BaseException:
+            self.unsynced = True
+            raise
+
+    def _sync(self) -> None:
         try:
             descriptor = os.open(f"{self._path}-wal", os.O_RDWR)  # SQLite keeps no locks on this file
         except FileNotFoundError:
@@ -83,20 +92,24 @@ class Database:
                 with self.writing():
                     pass  # each transaction writes it
         finally:
-            self._enter()
-            self._close_connection()
-            self._leave()
+            frame = sys._getframe()
+            try:
+                self._enter(frame)
+                self._close_connection()
+            finally:
+                self._leave(frame)
 
     def empty_wal(self) -> None:
         """Move all of the WAL into the database and cut it to nothing, so that no deleted text is left in it."""
-        self._enter()
+        frame = sys._getframe()
         try:
+            self._enter(frame)
             connection, _ = self._ready()
             connection.execute(sql.TRUNCATE_WAL)
         except (sqlite3.Error, OSError) as error:
             raise translated(error, self._path) from error
         finally:
-            self._leave()
+            self._leave(frame)
 
     # Reading
 
@@ -121,49 +134,48 @@ class Database:
 
     # Opening
 
-    def _enter(self) -> None:
+    def _enter(self, frame: FrameType) -> None:
         try:
-            self._gate.enter()
+            self._gate.enter(frame)
         except FileNotFoundError:
             try:
                 make_directory(self.directory)
-                self._gate.enter()
+                self._gate.enter(frame)
             except OSError as error:
                 raise translated(error, self.directory) from error
         except OSError as error:
             raise translated(error, self.directory) from error
 
-    def _leave(self) -> None:
-        if self._leaving:
+    def _leave(self, frame: FrameType) -> None:
+        """Leave if *frame* is inside; after the end of the program has begun, with the file closed."""
+        if self._leaving and self._gate.is_inside(frame):
             self._close_connection()
-        self._gate.leave()
+        self._gate.leave(frame)
 
     def _ready(self) -> tuple[sqlite3.Connection, Header]:
         """Return the connection and the header, both true of what lies at the path now; only inside the gate."""
-        if self._inherited:
-            raise OutboxUnusable(f"this process was forked while {self.directory} was busy; it cannot use it")
+        if self._inherited is not None:
+            raise OutboxUnusable(f"this process was forked inside a transaction in {self.directory}; it cannot use it")
+        if self._connection is not None and self._connection.in_transaction:
+            self._roll_back(self._connection)  # an exception of a signal handler tore it
         header = self._gate.read()
         if self._connection is not None and header is not None and self._is_at_path(header):
             return self._connection, header
         return self._open()
 
-    def _enter_to_read(self) -> sqlite3.Connection:
+    def _enter_to_read(self, frame: FrameType) -> sqlite3.Connection:
         """Keep the threads out and return the connection; the gate is passed only to open the file."""
         if self._connection is not None and not self._leaving:
-            self._gate.enter(alone=False)
+            self._gate.enter(frame, alone=False)
             header = self._glance()
             if self._connection is not None and header is not None and self._is_at_path(header):
                 return self._connection
-            self._gate.leave()
-        self._enter()
+            self._gate.leave(frame)
+        self._enter(frame)
         try:
             connection, _ = self._ready()
         except (sqlite3.Error, OSError) as error:
-            self._leave()
             raise translated(error, self._path or self.directory) from error
-        except BaseException:
-            self._leave()
-            raise
         if not self._leaving:
             self._gate.leave_file()
         return connection
@@ -213,6 +225,8 @@ class Database:
         self._connection, self._identity = connection, (found.st_dev, found.st_ino)
         self._generation = generation
         self._is_fresh = True
+        self.openings += 1
+        self.unsynced = True  # a program that was killed may have left something that nobody synced
         return connection, header
 
     def _count_missing(self, connection: sqlite3.Connection, last_id: int, missing: int) -> None:
@@ -229,29 +243,35 @@ class Database:
             connection.close()
 
     # Forks: SQLite keeps a table of its POSIX locks in the process, and a child inherits the table without the
-    # locks. So the connection is closed before a fork, and parent and child open their own when they need it.
+    # locks. So no connection stays open across a fork, and parent and child open their own when they need it.
 
-    def before_fork(self) -> None:
-        """Keep the threads out and close the file; where that cannot be done the child will not use it."""
+    def before_fork(self, frame: FrameType) -> None:
+        """Keep the threads out while *frame* forks, and close the file if nobody else is at the gate just now."""
         try:
-            self._gate.enter()
-        except (OutboxError, OSError) as error:
-            journal.failed("closing the outbox before a fork", error)
-            return
-        self._close_connection()
-        self._gate.leave_file()
+            self._gate.enter(frame, alone=False)
+        except OutboxError:
+            return  # the fork comes out of a call of this very thread, or a thread does not come out
+        if self._gate.try_file():
+            self._close_connection()
+            self._gate.leave_file()
 
-    def after_fork_in_parent(self) -> None:
+    def after_fork_in_parent(self, frame: FrameType) -> None:
         """Let the threads go on."""
-        if self._gate.is_mine():
-            self._gate.leave()
+        self._gate.leave(frame)
 
     def after_fork_in_child(self) -> None:
         """Begin anew in the child, which has none of the parent's threads and locks."""
-        self._inherited = self._inherited or self._connection is not None
+        connection, self._connection = self._connection, None
         self._gate = Gate(self._gate.file.path)
         self._ledger = Ledger()  # what the parent has not written is the parent's to write
         self.unsynced = False
+        if connection is None:
+            return
+        if connection.in_transaction:  # a signal handler forked in the middle of it: the child must not end it
+            connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+            self._inherited = connection
+        else:
+            connection.close()  # idle, and the parent's lock on the file keeps SQLite from doing more than closing
 
 
 def _new_epoch() -> int:
@@ -262,22 +282,22 @@ def _new_epoch() -> int:
 class Writing:
     """One transaction under the gate: committed at the end, rolled back on an exception."""
 
-    __slots__ = ("_connection", "_database", "_header")
+    __slots__ = ("_connection", "_database", "_frame", "_header")
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def __enter__(self) -> Transaction:
-        database = self._database
-        database._enter()
+        database, self._frame = self._database, sys._getframe(1)
         try:
+            database._enter(self._frame)
             self._connection, self._header = database._ready()
             self._connection.execute(sql.BEGIN)
         except (sqlite3.Error, OSError) as error:
-            database._leave()
+            database._leave(self._frame)
             raise translated(error, database._path or database.directory) from error
         except BaseException:
-            database._leave()
+            database._leave(self._frame)
             raise
         return Transaction(self._connection, self._header)
 
@@ -295,7 +315,8 @@ class Writing:
             try:
                 database._roll_back(self._connection)  # nothing to do after a commit
             finally:
-                database._leave()
+                database._leave(self._frame)
+                del self._frame
         if isinstance(error, (sqlite3.Error, OSError)):
             raise translated(error, database._path) from error
 
@@ -303,17 +324,23 @@ class Writing:
 class Reading:
     """The outbox's connection, with this process's other threads kept out, but not other processes."""
 
-    __slots__ = ("_database",)
+    __slots__ = ("_database", "_frame")
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def __enter__(self) -> sqlite3.Connection:
-        return self._database._enter_to_read()
+        self._frame = sys._getframe(1)
+        try:
+            return self._database._enter_to_read(self._frame)
+        except BaseException:
+            self._database._leave(self._frame)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._database._leave()
+        self._database._leave(self._frame)
+        del self._frame
         if isinstance(error, sqlite3.Error):
             raise translated(error, self._database._path) from error

@@ -6,6 +6,8 @@ import os
 import sys
 from _weakrefset import WeakSet
 
+from outtray import forking
+
 if sys.platform == "win32":
     import msvcrt
 
@@ -113,5 +115,4 @@ def _close_all_in_child() -> None:
         lock.close()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_all_in_child)
+forking.in_child.append(_close_all_in_child)

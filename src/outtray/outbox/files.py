@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from outtray.errors import OutboxUnusable
+
 MAJOR = 1
 """The format's major: a file of another one is not opened."""
 
@@ -31,6 +33,26 @@ def newest_generation(directory: str) -> int:
     return max((int(part) for part in parts if part.isdecimal()), default=0)
 
 
-def exists(directory: str) -> bool:
-    """Tell whether there is an outbox in *directory*."""
+def has_database(directory: str) -> bool:
+    """Tell whether there is the database of an outbox in *directory*. Raises OSError."""
     return os.path.exists(database_path(directory, newest_generation(directory) if os.path.isdir(directory) else 0))
+
+
+def exists(directory: str) -> bool:
+    """Tell whether there is an outbox in *directory*. Raises OutboxUnusable where there could never be one."""
+    place = directory
+    while not os.path.lexists(place) and place != os.path.dirname(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise OutboxUnusable(f"{place} is not a directory, so there can be no outbox in {directory}")
+    gate = gate_path(directory)
+    if os.path.lexists(gate) and (os.path.islink(gate) or not os.path.isfile(gate)):
+        raise OutboxUnusable(f"{gate} is not a regular file, so nothing can be stored or delivered in {directory}")
+    try:
+        if has_database(directory):
+            return True
+    except OSError as error:
+        raise OutboxUnusable(f"{directory} cannot be read: {error}") from error
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutboxUnusable(f"{place} cannot be written by this user, so there can be no outbox in {directory}")
+    return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -15,6 +16,10 @@ import zlib
 from outtray.errors import OutboxBusy
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.files import MAJOR
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
 
 DEADLINE = 2.0
 """Seconds that a call waits for the gate; a stopped process may hold it for ever."""
@@ -65,43 +70,56 @@ class Gate:
 
     def __init__(self, path: str) -> None:
         self.file = FileLock(path)
-        self._threads = threading.RLock()  # a signal handler or finaliser may come in on top of its own thread
-        self._owner = 0
+        self._threads = threading.RLock()
+        self._frames: dict[int, FrameType] = {}
         self._alone = False
         self._patience = DEADLINE
 
-    def enter(self, *, alone: bool = True) -> None:
-        """Wait for the gate and go in. Raises OutboxBusy after `DEADLINE`, OSError where its file cannot be opened.
+    def enter(self, frame: FrameType, *, alone: bool = True) -> None:
+        """Wait for the gate and go in; *frame* is the caller's, on the stack until it calls `leave`.
 
-        With *alone* False only this process's threads are kept out, which is enough for reading.
+        With *alone* False only this process's threads are kept out, which is enough for reading. Raises
+        OutboxBusy after `DEADLINE`, OSError where the gate's file cannot be opened.
 
         After one deadline that ran out, each call tries once without waiting until one succeeds: a stopped
         process costs the host two seconds, not two for every event.
         """
-        end = time.monotonic() + self._patience
-        if not self._threads.acquire(timeout=self._patience):
-            self._give_up("another thread")
-        if self._owner:
-            self._threads.release()
-            raise OutboxBusy("called from inside an append of the same thread (a signal handler or finaliser)")
-        self._owner = threading.get_ident()
+        me = threading.get_ident()
+        if me in self._frames:
+            if _is_on_stack(self._frames[me]):  # below this call, in the same thread
+                raise OutboxBusy("called from inside another call of this thread (a signal handler or finaliser)")
+            self.leave(self._frames[me])  # an exception of a signal handler tore that call before it could leave
+        self._frames[me] = frame
         try:
+            end = time.monotonic() + self._patience
+            if not self._threads.acquire(timeout=self._patience):
+                self._give_up("another thread")
             if alone:
+                self._alone = True
                 if not self.file.is_open:
                     self.file.open(create=True)
                 self._wait_for_file(end)
                 self._patience = DEADLINE
-            self._alone = alone
         except BaseException:
-            self._owner = 0
-            self._threads.release()
+            self.leave(frame)
             raise
 
-    def leave(self) -> None:
-        """Go out and let the next one in."""
-        self._owner = 0  # first: who comes in on top now finds the file's lock ours, and gives it back itself
-        self.leave_file()
-        self._threads.release()
+    def leave(self, frame: FrameType) -> None:
+        """Go out and let the next one in; does nothing unless *frame* is inside."""
+        me = threading.get_ident()
+        if self._frames.get(me) is not frame:
+            return
+        try:
+            if self._is_mine():
+                self.leave_file()
+        finally:
+            if self._is_mine():
+                self._threads.release()
+            del self._frames[me]
+
+    def is_inside(self, frame: FrameType) -> bool:
+        """Tell whether *frame* is inside, in this thread."""
+        return self._frames.get(threading.get_ident()) is frame and self._is_mine()
 
     def leave_file(self) -> None:
         """Let other processes in; this process's other threads stay out until `leave`."""
@@ -110,15 +128,20 @@ class Gate:
             if self.file.is_open:
                 self.file.release()
 
-    def is_mine(self) -> bool:
-        """Tell whether the calling thread is inside."""
-        return self._owner == threading.get_ident()
+    def try_file(self) -> bool:
+        """Keep other processes out too, if that needs no waiting, and tell whether it worked; only inside."""
+        self._alone = self.file.is_open and self.file.try_acquire()
+        return self._alone
 
     def reopen(self) -> None:
         """Leave a file that is no longer at the path for the one that is there now, made if missing."""
         self.file.close()
         self.file.open(create=True)
         self._wait_for_file(time.monotonic() + DEADLINE)
+
+    def _is_mine(self) -> bool:
+        """Tell whether this thread has the lock between threads: known even where an exception cut `acquire` off."""
+        return self._threads._is_owned()  # type: ignore[attr-defined, no-any-return]
 
     def read(self) -> Header | None:
         """Return the header, None if it is missing or damaged. Outside the gate a torn read counts as damaged."""
@@ -144,3 +167,13 @@ class Gate:
     def _holder(self) -> str:
         header = self.read()
         return f"another process (last written by {header.pid})" if header else "another process"
+
+
+def _is_on_stack(frame: FrameType) -> bool:
+    """Tell whether *frame* is one of the calls that led here."""
+    here: FrameType | None = sys._getframe()
+    while here is not None:
+        if here is frame:
+            return True
+        here = here.f_back
+    return False

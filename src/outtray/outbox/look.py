@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
+import sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -18,21 +18,25 @@ from outtray.outbox.records import Cursor
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
     from typing import Any
 
-REFUSED = ("busy", "error", "full", "too_large", "unusable")
-"""The ledger's reasons that mean: a call returned False and nothing was stored."""
+ROWS_AT_ONCE = 2_000
+"""Messages that one look visits, at most: writers wait for some milliseconds."""
+
+BYTES_AT_ONCE = 4 * 1024 * 1024
+"""Bytes of bodies that one look reads, about: each of them may have a megabyte."""
 
 
 @dataclass(frozen=True)
 class Counts:
     """How many messages are in each state for one destination; *delivered* is the lifetime's."""
 
-    pending: int
-    deferred: int
-    delivered: int
-    dead: int
-    local: int
+    pending: int = 0
+    deferred: int = 0
+    delivered: int = 0
+    dead: int = 0
+    local: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ class StoredMessage:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Page:
+    """Some *messages*, newest first; the next page has the ids below *next_before_id*, None at the end."""
+
+    messages: list[StoredMessage]
+    next_before_id: int | None
+
+
 class Look:
     """What one reading *connection* shows; *last_id* is the newest id ever given."""
 
@@ -70,7 +82,7 @@ class Look:
 
     def cursor(self, destination: str) -> Cursor:
         """Return how far *destination* is."""
-        return Cursor(self._execute(sql.CURSOR, (destination,)).fetchone() or (0, 0, None, 0, None, None, 0, None))
+        return Cursor(self._execute(sql.CURSOR, (destination,)).fetchone())
 
     def counts(self, destination: str) -> Counts:
         """Return the messages in each state, without reading the messages."""
@@ -102,27 +114,60 @@ class Look:
         row = self._execute(sql.META, (key,)).fetchone()
         return row[0] if row else None
 
-    def page(
+    def some(
         self,
         *,
         state: str | None = None,
         event: str | None = None,
+        message_id: str | None = None,
         since: float = 0.0,
         before_id: int = 2**62,
-        limit: int = 50,
-    ) -> list[StoredMessage]:
-        """Return up to *limit* messages, newest first, with ids below *before_id*, accepted at *since* or later."""
-        statement = {
-            None: sql.PAGE, "delivered": sql.PAGE_DELIVERED, "pending": sql.PAGE_PENDING
-        }.get(state, sql.PAGE_MARKED)  # fmt: skip
-        values: tuple[object, ...] = (before_id, event, since, limit)
-        rows = self._execute(statement, (*values, state) if statement == sql.PAGE_MARKED else values)
-        return [StoredMessage(*row) for row in rows]
+        limit: int = 500,
+    ) -> Page:
+        """Return messages with ids below *before_id*, accepted at *since* or later, about *limit* at most.
 
-    def find(self, id: str) -> list[StoredMessage]:
-        """Return the message with this id or message_id, once for each destination; empty if there is none."""
-        rows = self._execute(sql.BY_ID, (int(id),)).fetchall() if id.isdecimal() and len(id) < 19 else []
-        return [StoredMessage(*row) for row in rows or self._execute(sql.BY_MESSAGE_ID, (id,))]
+        No more than `ROWS_AT_ONCE` messages are visited and `BYTES_AT_ONCE` read, so that a page may be empty
+        though more follows.
+        """
+        first_id = self._execute(sql.PAGE_BEGIN.get(state, sql.PAGE_BEGIN_MARKED), (before_id, state)).fetchone()[0]
+        last_id = self._execute(sql.PAGE_END, (first_id, ROWS_AT_ONCE)).fetchone()[0]
+        if last_id is None:
+            return Page([], None)
+        messages: list[StoredMessage] = []
+        size = 0
+        for row in self._execute(sql.PAGE, (last_id, first_id, state, event, message_id, since)):
+            message = StoredMessage(*row)
+            is_next = not messages or message.id != messages[-1].id  # one message has a row for each destination
+            if is_next and (len(messages) >= limit or size > BYTES_AT_ONCE):
+                return Page(messages, messages[-1].id)
+            messages.append(message)
+            size += len(message.body)
+        return Page(messages, last_id)
+
+    def page(self, *, state: str | None = None, limit: int = 50) -> list[StoredMessage]:
+        """Return the newest *limit* messages, however many must be visited for that: not for a crowded outbox."""
+        messages: list[StoredMessage] = []
+        before_id: int | None = 2**62
+        while before_id is not None and len(messages) < limit:
+            some = self.some(state=state, before_id=before_id, limit=limit - len(messages))
+            messages += some.messages
+            before_id = some.next_before_id
+        return messages[:limit]
+
+    def find(self, id: int) -> list[StoredMessage]:
+        """Return the message, once for each destination; empty if there is none."""
+        return [StoredMessage(*row) for row in self._execute(sql.BY_ID, (id,))]
+
+    def pending_sizes(self, destination: str) -> list[int]:
+        """Return the bytes of the bodies that go next, in about their order: of the first messages, not of all."""
+        sizes: list[int] = []
+        total = 0
+        for (size,) in self._execute(sql.PENDING_SIZES, (destination, ROWS_AT_ONCE)):
+            sizes.append(size)
+            total += size
+            if total > BYTES_AT_ONCE:
+                break
+        return sizes
 
 
 @contextmanager
@@ -138,7 +183,8 @@ def look(directory: str) -> Iterator[Look]:
     if not os.path.exists(path):
         raise OutboxUnusable(f"there is no outbox in {directory}")
     gate = Gate(gate_path(directory))
-    entered = _entered(gate)
+    frame = sys._getframe()
+    entered = _entered(gate, frame)
     try:
         # Nobody writes while the gate is held, or where there is none (a copy), or on a medium that is read-only.
         is_still = entered or not os.path.exists(gate.file.path) or not os.access(directory, os.W_OK)
@@ -153,26 +199,8 @@ def look(directory: str) -> Iterator[Look]:
         raise translated(error, path) from error
     finally:
         if entered:
-            gate.leave()
+            gate.leave(frame)
         gate.file.close()
-
-
-def status(view: Look, destination: str) -> dict[str, Any]:
-    """Return what `status --json` says of the outbox itself: counts, ages in seconds, the wait, the ledger."""
-    cursor = view.cursor(destination)
-    counts = view.counts(destination)
-    oldest = view.oldest_pending_at(destination)
-    ledger = view.ledger()
-    return {
-        **asdict(counts),
-        "refused": sum(ledger.get(reason, 0) for reason in REFUSED),
-        "oldest_pending_age": None if oldest is None else max(0.0, time.time() - oldest),
-        "next_attempt_at": cursor.next_attempt_at if counts.pending else None,
-        "attempts": cursor.attempts,
-        "waiting_for": cursor.reason,
-        "held": cursor.reason if cursor.held else None,
-        "ledger": ledger,
-    }
 
 
 def size(directory: str) -> int:
@@ -180,10 +208,10 @@ def size(directory: str) -> int:
     return sum(entry.stat().st_size for entry in os.scandir(directory) if entry.name.startswith("outbox-"))
 
 
-def _entered(gate: Gate) -> bool:
+def _entered(gate: Gate, frame: FrameType) -> bool:
     try:
         gate.file.open(create=False)
-        gate.enter()
+        gate.enter(frame)
     except (OutboxBusy, OSError):
         return False
     return True

@@ -54,8 +54,8 @@ class Batch:
         """The highest id in the batch."""
         return self.messages[-1].id
 
-    def is_of(self, header: Header) -> bool:
-        """Tell whether nothing was withdrawn and no new generation began since the batch was read."""
+    def is_of(self, header: Header | Batch) -> bool:
+        """Tell whether nothing was withdrawn and no new generation began between this one and *header*."""
         return (self.generation, self.epoch) == (header.generation, header.epoch)
 
 
@@ -86,11 +86,14 @@ class Mark:
 
 
 class Cursor:
-    """How far a destination is, and what it waits for: *next_attempt_at* with *attempts* failures in a row."""
+    """How far a destination is, and what it waits for: *next_attempt_at* with *attempts* failures in a row.
+
+    Without a *row* it stands at the beginning.
+    """
 
     __slots__ = ("attempts", "delivered", "fingerprint", "held", "id", "next_attempt_at", "reason", "status")
 
-    def __init__(self, row: Sequence[object]) -> None:
+    def __init__(self, row: Sequence[object] | None = None) -> None:
         self.id: int
         self.delivered: int
         self.next_attempt_at: float | None
@@ -107,5 +110,5 @@ class Cursor:
             self.reason,
             held,
             self.fingerprint,
-        ) = row  # type: ignore[assignment]
+        ) = row or (0, 0, None, 0, None, None, 0, None)  # type: ignore[assignment]
         self.held = bool(held)

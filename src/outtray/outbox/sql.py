@@ -163,19 +163,32 @@ LEDGER = "SELECT reason, count FROM ledger ORDER BY reason"
 VIEW_COLUMNS = (
     "id, message_id, event, accepted_at, destination, state, next_attempt_at, attempts, status, reason, excerpt, body"
 )
-# Newest first; where a state has an index or a range of ids of its own, the page starts from that.
-PAGE = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id < ?1 AND (?2 IS NULL OR event = ?2)
-    AND accepted_at >= ?3 ORDER BY id DESC LIMIT ?4"""
-PAGE_DELIVERED = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id < ?1 AND state = 'delivered'
-    AND (?2 IS NULL OR event = ?2) AND accepted_at >= ?3 ORDER BY id DESC LIMIT ?4"""
-PAGE_PENDING = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id < ?1 AND state = 'pending'
-    AND (id > (SELECT min(id) FROM cursors) OR id IN (SELECT id FROM exceptions WHERE state = 'retry'))
-    AND (?2 IS NULL OR event = ?2) AND accepted_at >= ?3 ORDER BY id DESC LIMIT ?4"""
-PAGE_MARKED = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id < ?1 AND state = ?5
-    AND id IN (SELECT id FROM exceptions WHERE state = ?5)
-    AND (?2 IS NULL OR event = ?2) AND accepted_at >= ?3 ORDER BY id DESC LIMIT ?4"""
+# Newest first, between two ids.
+PAGE = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id BETWEEN ?1 AND ?2 AND (?3 IS NULL OR state = ?3)
+    AND (?4 IS NULL OR event = ?4) AND (?5 IS NULL OR message_id = ?5) AND accepted_at >= ?6 ORDER BY id DESC"""
+# Where a page begins: the highest id below ?1 that may be in the state ?2; 0 if there is none. The ids that the
+# cursors tell of are a range, the others have an index.
+_BELOW = "coalesce((SELECT max(id) FROM messages WHERE id < {}), 0)"
+_MARKED_BELOW = """coalesce((SELECT max((SELECT max(e.id) FROM exceptions e
+    WHERE e.state = {} AND e.destination = c.destination AND e.id < ?1)) FROM cursors c), 0)"""
+_ANY_BELOW = "SELECT " + _BELOW.format("?1") + " WHERE ?2 IS ?2"
+_DELIVERED_BELOW = "SELECT max({}, {}) WHERE ?2 IS ?2".format(
+    _BELOW.format("min(?1, (SELECT max(id) FROM cursors) + 1)"), _MARKED_BELOW.format("'delivered'")
+)
+_PENDING_BELOW = """SELECT max(CASE WHEN below > (SELECT min(id) FROM cursors) THEN below ELSE 0 END, marked)
+    FROM (SELECT {} AS below, {} AS marked) WHERE ?2 IS ?2""".format(
+    _BELOW.format("?1"), _MARKED_BELOW.format("'retry'")
+)
+PAGE_BEGIN = {None: _ANY_BELOW, "delivered": _DELIVERED_BELOW, "pending": _PENDING_BELOW}
+PAGE_BEGIN_MARKED = "SELECT " + _MARKED_BELOW.format("?2")
+PAGE_END = "SELECT min(id) FROM (SELECT id FROM messages WHERE id <= ? ORDER BY id DESC LIMIT ?)"
 BY_ID = f"SELECT {VIEW_COLUMNS} FROM message_states WHERE id = ?"
-BY_MESSAGE_ID = f"SELECT {VIEW_COLUMNS} FROM message_states WHERE message_id = ?"
+# In the order in which they go: what is tried again, then the log.
+PENDING_SIZES = """SELECT length(CAST(m.body AS BLOB)) FROM exceptions e CROSS JOIN messages m ON m.id = e.id
+    WHERE e.state = 'retry' AND e.destination = ?1
+    UNION ALL SELECT length(CAST(m.body AS BLOB)) FROM messages m
+    WHERE m.id > coalesce((SELECT id FROM cursors WHERE destination = ?1), 0)
+    AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id) LIMIT ?2"""
 
 # Inspecting a copy
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
+import sys
 import time
 import zlib
 
+from outtray import forking
 from outtray.errors import OutboxBusy, OutboxFull
 from outtray.outbox import sql
 from outtray.outbox.connection import translated
@@ -17,12 +18,12 @@ from outtray.outbox.transaction import Transaction
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from types import FrameType
 
     from outtray.outbox.gate import Header
 
 BYTES_BETWEEN_CHECKS = 256 * 1024
 """Bytes that one process appends, at most, between two looks at the size of the file."""
-
 
 DELIVERY_SETTINGS = "delivery"
 """Key in `meta` of what drainers need to know of the host's settings, as JSON."""
@@ -52,8 +53,9 @@ class Outbox(Database):
         """
         data = body.encode()
         row = (message_id, event, accepted_at, zlib.crc32(data), body)
-        self._enter()
+        frame = sys._getframe()
         try:
+            self._enter(frame)
             connection, header = self._ready()
             self._unchecked -= len(data)
             if self._is_fresh or self._unchecked < 0 or local or self._ledger:
@@ -64,7 +66,7 @@ class Outbox(Database):
         except (sqlite3.Error, OSError) as error:
             raise translated(error, self._path or self.directory) from error
         finally:
-            self._leave()
+            self._leave(frame)
         self.last_id = header.last_id
         self.unsynced = True
         return header.last_id
@@ -181,7 +183,7 @@ class Outbox(Database):
         """Return how far *destination* is."""
         with self.reading() as connection:
             row = connection.execute(sql.CURSOR, (destination,)).fetchone()
-            return Cursor(row or (0, 0, None, 0, None, None, 0, None))
+            return Cursor(row)
 
     def is_settled(self, destination: str, id: int) -> bool:
         """Tell whether no message up to *id* is pending for *destination*."""
@@ -246,14 +248,14 @@ def shared(directory: str, *, destination: str, max_bytes: int) -> Outbox:
     return outbox
 
 
-def _before_fork() -> None:
+def _before_fork(frame: FrameType) -> None:
     for outbox in list(_shared.values()):
-        outbox.before_fork()
+        outbox.before_fork(frame)
 
 
-def _after_fork_in_parent() -> None:
+def _after_fork_in_parent(frame: FrameType) -> None:
     for outbox in list(_shared.values()):
-        outbox.after_fork_in_parent()
+        outbox.after_fork_in_parent(frame)
 
 
 def _after_fork_in_child() -> None:
@@ -261,5 +263,6 @@ def _after_fork_in_child() -> None:
         outbox.after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+forking.before.append(_before_fork)
+forking.in_parent.append(_after_fork_in_parent)
+forking.in_child.append(_after_fork_in_child)

@@ -18,6 +18,9 @@ DELIVERIES_RETENTION = 30 * 86_400.0
 
 STATES = ("delivered", "pending", "deferred", "dead", "local")
 
+ON_THEIR_WAY = ("pending", "deferred")
+"""States whose messages may be in a batch on its way to the receiver."""
+
 
 def prune(outbox: Outbox, *, retention: float) -> int:
     """Delete delivered messages older than *retention* (seconds since delivery), or beyond an eighth of `max_bytes`.
@@ -28,8 +31,11 @@ def prune(outbox: Outbox, *, retention: float) -> int:
     with outbox.reading() as connection:
         old = connection.execute(sql.SETTLED_BEFORE, (now - retention,)).fetchone()[0]
         beyond = connection.execute(sql.SETTLED_BEYOND_BYTES, (outbox.max_bytes // 8,)).fetchone()[0]
+        lowest = connection.execute(sql.LOWEST_CURSOR).fetchone()[0]
+        # The records of deliveries outlive the messages, so they alone do not say that there is something left.
+        oldest = connection.execute(sql.PRUNABLE, (min(max(old, beyond), lowest), 1)).fetchone()
     removed = 0
-    more = max(old, beyond) > 0
+    more = oldest is not None
     while more:
         with outbox.writing() as transaction:
             ids = transaction.prunable(max(old, beyond))
@@ -46,7 +52,7 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
     """Delete the messages that are in *state* and were accepted *before* (Unix seconds); returns how many.
 
     What was not delivered leaves no byte behind: freed pages are overwritten and the WAL is emptied. A batch
-    on its way to the receiver is not settled afterwards, and may still arrive.
+    on its way to the receiver is not settled after a purge of what waits, and may still arrive.
     """
     removed = 0
     for ids in _slices_in_state(outbox, state, before):
@@ -59,7 +65,7 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
                 transaction.execute(sql.PASS_REMOVED, (id,))
             transaction.execute(sql.ADVANCE_OVER_SETTLED, (transaction.header.last_id,))
             transaction.execute(sql.FORGET_ALL_PASSED)
-            if state != "delivered":
+            if state in ON_THEIR_WAY:
                 transaction.header.epoch += 1
             transaction.execute(sql.COUNT_IN_LEDGER, ("purged", len(ids)))
         removed += len(ids)

@@ -93,9 +93,11 @@ class _Inspection:
 
     def report(self, messages: int) -> dict[str, Any]:
         application_id, minor = self._connection.execute(sql.FORMAT).fetchone()
+        name = NAME.fullmatch(os.path.basename(self._path))
+        if application_id == 0 and name:
+            raise Unreadable(f"{self._path} is damaged, or was not finished when it was made: it has no tables")
         if application_id != sql.APPLICATION_ID:
             raise Unreadable(f"{self._path} is an SQLite file but no outbox of outtray")
-        name = NAME.fullmatch(os.path.basename(self._path))
         major, generation = (int(name[1]), int(name[2])) if name else (None, None)
         if major not in (None, MAJOR):
             self._problems.append(f"its format {major} is not the one that is known here ({MAJOR})")
