@@ -33,6 +33,12 @@ def test_post_joins_the_messages_and_puts_one_slash(ending: str, server: FakeSer
     assert headers["source-context"] == "python"
 
 
+def test_a_query_of_the_url_stays_behind_the_path(server: FakeServer) -> None:
+    outtray.configure(url=server.url + "/path/?token=tulip#top")
+    post(MESSAGES)
+    assert server.requests[0].path == "/path/batch?token=tulip"
+
+
 def test_the_source_context_is_a_context_variable(server: FakeServer) -> None:
     outtray.configure(url=server.url)
     token = source_context.set(SourceContext.CLI)

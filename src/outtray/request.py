@@ -65,7 +65,10 @@ def post_batch(
     }
     if key is not None:
         headers["authorization"] = f"Bearer {key}"
-    return exchange(url.rstrip("/") + "/batch", b"[" + b",".join(bodies) + b"]", headers, timeout, meanwhile)
+    place, mark, query = url.partition("#")[0].partition("?")
+    return exchange(
+        f"{place.rstrip('/')}/batch{mark}{query}", b"[" + b",".join(bodies) + b"]", headers, timeout, meanwhile
+    )
 
 
 def exchange(
