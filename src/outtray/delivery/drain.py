@@ -302,7 +302,7 @@ def required_key(needs_key: bool, settings: Settings) -> str | None:
     key = settings.find_key()
     if key is None and needs_key and without_credentials(settings.url) == settings.url:
         raise SettingsError(
-            f"the write key of {settings.app!r}, or the secret part of its url, is missing: set OUTTRAY_WRITE_KEY, or "
+            f"the write key of {settings.app!r}, or the credentials in its url, is missing: set OUTTRAY_WRITE_KEY, or "
             "write_key_file, or OUTTRAY_URL, or have the application call configure(remember_key=True), which keeps "
             f"the key in {config_path()}"
         )
