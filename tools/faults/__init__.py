@@ -1,0 +1,1 @@
+"""Harnesses that break the machine under outtray and count what is lost: `python tools/faults --help`."""
