@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
+sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(ROOT / "tools"))
 
-from faults.report import Report
+from faults.report import Report  # noqa: E402 - the paths come first
 
 HARNESSES = {}
 """Module and what it tries, in the README's words."""
