@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -23,6 +24,7 @@ from outtray.context import AnalyticsContext
 from outtray.enums import AnalyticsEvent, SourceContext
 from outtray.errors import AnalyticsAPIError
 from outtray.outbox import look
+from outtray.outbox.gate import Header
 from outtray.testing import FakeServer
 
 USER = UUID("00000000-0000-4000-8000-000000000001")
@@ -444,18 +446,32 @@ def test_no_function_of_the_module_raises_for_what_it_is_given(kind: str) -> Non
     assert outtray.flush(value).outcome in ("failed", "not configured", "timeout")
 
 
-def test_flush_and_status_say_what_is_wrong_with_an_outbox_and_do_not_raise(home: Path) -> None:
+def test_status_says_what_is_wrong_with_an_outbox_and_the_next_message_goes_to_another_file(home: Path) -> None:
     directory = Path(settings.state_dir()) / "default"
     directory.mkdir(parents=True)
     (directory / "outbox-1-0.db").write_bytes(b"no database " * 1000)
     (directory / "outbox-1.gate").write_bytes(b"")
-    assert outtray.track("e") is False
-    report = outtray.flush(1)
-    assert report.outcome in ("failed", "not configured")
     found = outtray.status()
     assert "outbox-1-0.db" in found["error"]
     assert found["error"] in found["why"]
     assert found["pending"] is None, "unknown is not 0"
+    assert outtray.track("e") is True
+    found = outtray.status()
+    assert (found["error"], found["pending"], found["ledger"]) == (None, 1, {"file_damaged": 1})
+
+
+def test_flush_says_what_is_wrong_with_an_outbox_of_another_format_and_does_not_raise(home: Path) -> None:
+    assert outtray.track("e") is True
+    gate = Path(settings.state_dir()) / "default" / "outbox-1.gate"
+    fields = list(Header.LAYOUT.unpack(gate.read_bytes()[: Header.LAYOUT.size]))
+    fields[1] = 2
+    data = Header.LAYOUT.pack(*fields)
+    gate.write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
+    assert outtray.track("e") is False
+    assert outtray.flush(1).outcome == "failed"
+    found = outtray.status()
+    assert "use the newer release" in found["error"]
+    assert gate.read_bytes().startswith(data), "left as it is"
 
 
 def test_status_of_a_sound_outbox_has_no_error() -> None:

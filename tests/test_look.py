@@ -35,7 +35,7 @@ def crowded(home: Path) -> Path:
     connection = sqlite3.connect(directory / "outbox-1-0.db")
     rows = ((id, f"m{id}", "e" if id % 1_000 else "rare", 0.0, 0, "{}") for id in range(2, COUNT + 1))
     connection.executemany(sql.APPEND, rows)
-    connection.execute("UPDATE cursors SET id = 1999, delivered = 1999")
+    connection.execute("UPDATE cursors SET id = 1999, mirror = -1999, delivered = 1999")
     connection.executemany(sql.MARK, [("zenml", id, "dead", 0, 1, 400, "no", None) for id in (3, 1_500)])
     connection.executemany(sql.MARK, [("zenml", 7, "retry", 0, 1, 400, "no", None)])
     connection.executemany(sql.MARK, [("zenml", 4_000, "delivered", 0, 1, 200, None, None)])

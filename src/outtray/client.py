@@ -152,7 +152,7 @@ class _Line:
         self.settings = settings
         self.last_id: int | None = None
         self._told: int | None = None
-        self._outbox = store.shared(settings.directory, destination=settings.destination, max_bytes=settings.max_bytes)
+        self._outbox = store.of(settings)
         self._flusher = flusher.shared(self._outbox, settings)
 
     def store(self, message_id: str, event: str, text: str, now: float, *, is_local: bool) -> tuple[bool, str]:

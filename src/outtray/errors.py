@@ -7,7 +7,10 @@
     ├── OutboxError              the message was not stored; ``reason`` is the ledger's word for it
     │   ├── OutboxBusy           another process or thread kept the gate longer than the deadline
     │   ├── OutboxFull           ``max_bytes`` is reached and nothing delivered is left to remove
+    │   ├── DiskFull             the disk, or this user's share of it, is full
     │   ├── OutboxUnusable       the directory or the file cannot be used
+    │   ├── OutboxDamaged        the file was damaged and another was begun: try again
+    │   ├── SyncFailed           the disk did not confirm the message: it may be delivered, or lost with the power
     │   └── MessageTooLarge      the message is above ``max_message_bytes``
     ├── DeliveryError            the batch was not delivered; ``status`` is the HTTP status or None
     │   ├── Postponed            all stays pending, try again after a wait
@@ -48,10 +51,28 @@ class OutboxFull(OutboxError):
     reason = "full"
 
 
+class DiskFull(OutboxError):
+    """There is no room on the disk, or none that this user may take."""
+
+    reason = "disk_full"
+
+
 class OutboxUnusable(OutboxError):
     """The directory or its files cannot be used as an outbox."""
 
     reason = "unusable"
+
+
+class OutboxDamaged(OutboxError):
+    """The file was found damaged; a new generation has begun, in which the same call will work."""
+
+    reason = "damaged"
+
+
+class SyncFailed(OutboxError):
+    """With ``durability="power"``: the message is stored, but whether it outlives a power cut is unknown."""
+
+    reason = "unknown"
 
 
 class MessageTooLarge(OutboxError):

@@ -43,6 +43,22 @@ def rows_missing(count: int, directory: str) -> None:
     _say("rows_missing", "ERROR", "outtray: %d messages are missing from the outbox in %s", count, directory)
 
 
+def generation_began(path: str, reason: object) -> None:
+    """A damaged file was left as it is; *path* is where messages go from now on."""
+    _say(
+        "generation_began",
+        "ERROR",
+        "outtray: the outbox was damaged (%s); %s takes its place, and the next delivery saves what can be saved",
+        reason,
+        path,
+    )
+
+
+def salvaged(count: int, lost: int, path: str) -> None:
+    """Undelivered messages were brought back from a damaged file."""
+    _say("salvaged", "WARNING", "outtray: %d messages were saved from %s, %d were lost", count, path, lost)
+
+
 def delivered(count: int, seconds: float) -> None:
     """A batch was delivered."""
     _say("delivered", "DEBUG", "outtray delivered %d messages in %.3f s", count, seconds)

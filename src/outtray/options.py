@@ -35,6 +35,13 @@ OPTIONS = (
         "",
         "Who delivers: a thread, a detached process at exit, nobody",
     ),
+    Option(
+        "durability",
+        ("process", "power"),
+        "process",
+        "",
+        "What an accepted message outlives: `process`: the process, after 1 s a power cut; `power`: both",
+    ),
     Option("flush_interval", "seconds", 1.0, "s", "How long the thread gathers messages before it posts"),
     Option("exit_interval", "seconds", 60.0, "s", "Least time between two detached flushes"),
     Option("user_id", "text", None, "", "User of the messages; by default the client id"),

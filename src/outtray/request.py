@@ -188,7 +188,7 @@ _WORDS = {
     "RemoteDisconnected": "the receiver closed the connection without an answer",
     "gaierror": "the receiver's name cannot be resolved",
     "SSLCertVerificationError": "the receiver's certificate cannot be verified",
-    "TimeoutError": "the receiver did not answer in time",
+    "TimeoutError": "no answer within the time",
     "InvalidChunkLength": "the answer is not valid HTTP",
     "BadStatusLine": "the answer is not valid HTTP",
     "ValueError": "the answer is not valid HTTP",  # http.client, of a chunk size

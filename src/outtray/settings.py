@@ -37,6 +37,7 @@ class Settings:
     consent: str
     consent_events: bool
     flush: str
+    durability: str
     flush_interval: float
     exit_interval: float
     user_id: str | None

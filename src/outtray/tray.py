@@ -172,7 +172,7 @@ class Tray:
 
     def _outbox(self) -> store.Outbox:
         settings = self.settings
-        return store.shared(settings.directory, destination=settings.destination, max_bytes=settings.max_bytes)
+        return store.of(settings)
 
 
 class _DefaultTray(Tray):

@@ -115,7 +115,7 @@ def find(settings: Settings, id: str) -> list[StoredMessage]:
 @contextmanager
 def opened(settings: Settings) -> Iterator[Outbox]:
     """Give the outbox for changing it, and close it afterwards. Raises OutboxError."""
-    outbox = store.shared(settings.directory, destination=settings.destination, max_bytes=settings.max_bytes)
+    outbox = store.of(settings)
     try:
         yield outbox
     finally:

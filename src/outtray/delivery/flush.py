@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 from outtray import journal
 from outtray.delivery.drain import Drain, delivery_settings
 from outtray.delivery.lock import DrainLock
-from outtray.errors import Held, OutboxBusy, OutboxError, SettingsError
-from outtray.outbox.upkeep import prune
+from outtray.errors import Held, OutboxBusy, OutboxDamaged, OutboxError, SettingsError
+from outtray.outbox import recovery
+from outtray.outbox.upkeep import tidy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings
+
+MAX_DAMAGES = 3
+"""Times that one flush goes on after its outbox was found damaged."""
 
 POLL = 0.02
 """Seconds between two looks at what another drainer does."""
@@ -74,17 +78,27 @@ class _Run:
         self._dead = 0
 
     def go(self) -> FlushReport:
+        given = self._settings
+        damages = 0
         try:
-            self._settings = self._settings.over(delivery_settings(self._outbox))
             while True:
-                other = self._wait_for_lock()
-                if other is not None:
-                    return other
-                report = self._drain()
+                try:
+                    self._settings = given.over(delivery_settings(self._outbox))
+                    other = self._wait_for_lock()
+                    if other is not None:
+                        return other
+                    recovery.salvage_if_possible(self._outbox, go_on=self._may_go_on)
+                    self._settings = given.over(delivery_settings(self._outbox))  # which may have been salvaged
+                    report = self._drain()
+                except OutboxDamaged:
+                    damages += 1
+                    if damages == MAX_DAMAGES:
+                        raise
+                    report = None
                 if report is not None:
                     self._prune()
                     return report
-                self._lock.release()  # the outbox was removed: go on with the one that is there now
+                self._lock.release()  # the outbox was removed or damaged: go on with the one that is there now
         except SettingsError as error:
             return self._report("not configured", str(error))
         except OutboxBusy as error:
@@ -152,7 +166,7 @@ class _Run:
         while wait == 0.0:
             if self._progress is not None:
                 self._progress(self._delivered + drain.delivered + self._dead + drain.dead)
-            if self._is_settled() or not self._lock.beat() or time.monotonic() >= self._end:
+            if self._is_settled() or not self._may_go_on():
                 return 0.0
             wait = drain.step()
         return wait
@@ -166,10 +180,13 @@ class _Run:
     def _is_settled(self) -> bool:
         return self._until_id is not None and self._outbox.is_settled(self._settings.destination, self._until_id)
 
+    def _may_go_on(self) -> bool:
+        return self._lock.beat() and time.monotonic() < self._end
+
     def _prune(self) -> None:
         try:
-            prune(self._outbox, retention=self._settings.retention)
-        except OutboxError as error:  # the next flush does it; what was delivered is delivered
+            tidy(self._outbox, retention=self._settings.retention)
+        except (OutboxError, OSError) as error:  # the next flush does it; what was delivered is delivered
             journal.failed("removing delivered messages that are past their retention", error)
 
     def _is_limit_reached(self) -> bool:

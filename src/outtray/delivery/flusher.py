@@ -8,7 +8,7 @@ import time
 from queue import Empty, SimpleQueue
 
 from outtray import consent, forking, journal
-from outtray.errors import OuttrayError
+from outtray.errors import OutboxDamaged, OuttrayError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ WRITE_WITHIN = 2.0
 LOOK_AGAIN = 0.1
 """Seconds between two tries to drain, at least, while somebody else does."""
 
-PRUNE_EVERY = 60.0
-"""Seconds between two looks for delivered messages that are past their retention."""
+TIDY_EVERY = 60.0
+"""Seconds between two looks for what is to be tidied, such as delivered messages that are past their retention."""
 
 
 class Flusher:
@@ -46,7 +46,7 @@ class Flusher:
         self._stopped = threading.Event()  # the thread begins nothing new
         self._leaving = threading.Event()  # and writes nothing down any more
         self._starting = threading.Lock()
-        self._next_prune = 0.0
+        self._next_tidy = 0.0
 
     def wake(self) -> None:
         """Say that a message was accepted."""
@@ -118,6 +118,11 @@ class Flusher:
                 self._sync_if_needed()
                 may_send = self.settings.flush == "thread" and self._may_send()
                 wait = self._deliver(stopped, leaving) if may_send else None
+                if not stopped.is_set():
+                    self._tidy_if_due(stopped)
+            except OutboxDamaged as error:
+                journal.failed("delivering in the background", error)
+                wait = 0.0  # it goes on in a new generation
             except Exception as error:  # a thread that ends here would end delivery for the program's life
                 journal.failed("delivering in the background", error)
                 wait = self.settings.timeout
@@ -142,10 +147,8 @@ class Flusher:
         with forking.importing:
             from outtray.delivery.drain import Drain, delivery_settings
             from outtray.delivery.lock import DrainLock
-            from outtray.outbox.upkeep import prune
+            from outtray.outbox.recovery import salvage_if_possible
 
-        if self.settings.url is None and not delivery_settings(self._outbox).get("url"):
-            return None
         lock = DrainLock(self._outbox.directory)
 
         def go_on() -> bool:
@@ -155,16 +158,27 @@ class Flusher:
         try:
             if not lock.try_acquire():
                 return max(self.settings.flush_interval, LOOK_AGAIN)
+            salvage_if_possible(self._outbox, go_on)
+            if self.settings.url is None and not delivery_settings(self._outbox).get("url"):
+                return None
             drain = Drain(self._outbox, self.settings, go_on=go_on, is_leaving=leaving.is_set)
             wait: float | None = 0.0
             while wait == 0.0 and go_on():
                 wait = drain.step()
         finally:
             lock.release()
-        if drain.delivered and (time.monotonic() >= self._next_prune or self.settings.retention == 0):
-            self._next_prune = time.monotonic() + PRUNE_EVERY
-            prune(self._outbox, retention=self.settings.retention)
+        if drain.delivered and self.settings.retention == 0:
+            self._next_tidy = 0.0
         return wait
+
+    def _tidy_if_due(self, stopped: threading.Event) -> None:
+        if time.monotonic() < self._next_tidy:
+            return
+        with forking.importing:
+            from outtray.outbox.upkeep import tidy
+
+        self._next_tidy = time.monotonic() + TIDY_EVERY
+        tidy(self._outbox, retention=self.settings.retention, go_on=lambda: not stopped.is_set())
 
     def _sync_if_needed(self) -> None:
         if self._outbox.unsynced:

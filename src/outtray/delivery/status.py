@@ -17,7 +17,7 @@ from outtray.settings import without_credentials
 if TYPE_CHECKING:
     from outtray.settings import Settings
 
-REFUSED = ("busy", "error", "full", "too_large", "unusable")
+REFUSED = ("busy", "damaged", "disk_full", "error", "full", "too_large", "unusable")
 """The ledger's reasons that mean: a call returned False and nothing was stored."""
 
 

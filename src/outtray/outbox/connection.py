@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 
-from outtray.errors import OutboxBusy, OutboxError, OutboxUnusable
+from outtray.errors import DiskFull, OutboxBusy, OutboxError, OutboxUnusable
 from outtray.outbox import sql
+from outtray.outbox.sync import sync_directory
 
 OUTSIDER_PATIENCE = 1.0
 """Seconds that SQLite waits for a lock of somebody who does not know the gate, such as a `sqlite3` shell."""
 
 
+class DamageFound(OutboxUnusable):
+    """What lies where the database should be is something else, or says what it cannot say."""
+
+
 def open_database(path: str) -> sqlite3.Connection:
     """Return a connection to the outbox database at *path*, created if missing or still empty; only inside the gate.
 
-    Raises OutboxUnusable if the file is no outbox, sqlite3.Error and OSError.
+    A file of an older minor format is brought to this one. Raises DamageFound, sqlite3.Error and OSError.
     """
     if not os.path.exists(path):
         _create_private(path)
@@ -33,7 +39,7 @@ def open_database(path: str) -> sqlite3.Connection:
 def open_for_reading(path: str, *, immutable: bool) -> sqlite3.Connection:
     """Return a read-only connection; *immutable* leaves no file behind and needs one that nobody writes and no WAL.
 
-    Raises OutboxUnusable if the file is no outbox, sqlite3.Error.
+    Raises DamageFound, sqlite3.Error.
     """
     from urllib.parse import quote
 
@@ -46,22 +52,31 @@ def open_for_reading(path: str, *, immutable: bool) -> sqlite3.Connection:
     return connection
 
 
+def is_damage(error: BaseException) -> bool:
+    """Tell whether *error* says that the file is not, or no longer, what this library wrote.
+
+    Our statements are constants, so a table or column that they miss was lost, and a constraint that they break
+    was kept when the rows were written.
+    """
+    if not isinstance(error, sqlite3.DatabaseError):
+        return isinstance(error, DamageFound)
+    if isinstance(error, sqlite3.IntegrityError):
+        return True
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or str(error).startswith(("no such ", "malformed "))
+
+
 def translated(error: sqlite3.Error | OSError, path: str) -> OutboxError:
     """Return our error for one of SQLite's or of the system's."""
     if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
         return OutboxBusy(f"{path} is locked by another program ({error})")
+    if isinstance(error, OSError):
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    else:
+        is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    if is_full:
+        return DiskFull(f"there is no room on the disk for {path}: {error}; what was stored before is kept")
     return OutboxUnusable(f"{path} cannot be used: {error}")
-
-
-def sync_directory(path: str) -> None:
-    """Have the directory's entries on the disk; nothing to do where directories cannot be opened (Windows)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _create_private(path: str) -> None:
@@ -72,22 +87,42 @@ def _create_private(path: str) -> None:
 
 
 def _connect(path: str, *, uri: bool = False) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=OUTSIDER_PATIENCE, uri=uri)
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, timeout=OUTSIDER_PATIENCE, uri=uri
+    )
+    connection.text_factory = _decoded
+    return connection
+
+
+def _decoded(data: bytes) -> str:
+    """Return text; where a damaged file has other bytes, with replacements: one message must not stop the others."""
+    return data.decode("utf-8", "replace")
 
 
 def _require_outbox(connection: sqlite3.Connection, path: str) -> None:
     if connection.execute(sql.IS_EMPTY).fetchone()[0]:
         _create(connection, path)
-    else:
-        _require_format(connection, path)
+        return
+    minor = _require_format(connection, path)
+    if minor < min(sql.MIGRATIONS, default=sql.MINOR):
+        raise DamageFound(f"{path} says it has the format {minor}, which there never was")
+    while minor < sql.MINOR:
+        connection.execute(sql.BEGIN)
+        for statement in sql.MIGRATIONS[minor]:
+            connection.execute(statement)
+        minor += 1
+        connection.execute(sql.SET_MINOR.format(minor))
+        connection.execute(sql.COMMIT)
 
 
-def _require_format(connection: sqlite3.Connection, path: str) -> None:
-    application_id, _ = connection.execute(sql.FORMAT).fetchone()
+def _require_format(connection: sqlite3.Connection, path: str) -> int:
+    """Return the minor format."""
+    application_id, minor = connection.execute(sql.FORMAT).fetchone()
     if application_id == 0:
-        raise OutboxUnusable(f"{path} is damaged, or was not finished when it was made; it was left as it is")
+        raise DamageFound(f"{path} is damaged, or was not finished when it was made")
     if application_id != sql.APPLICATION_ID:
-        raise OutboxUnusable(f"{path} is an SQLite file but no outbox of outtray; it was left as it is")
+        raise DamageFound(f"{path} is an SQLite file but no outbox of outtray")
+    return int(minor)
 
 
 def _create(connection: sqlite3.Connection, path: str) -> None:

@@ -7,17 +7,18 @@ import sqlite3
 import sys
 
 from outtray import journal
-from outtray.errors import OutboxError, OutboxUnusable
-from outtray.outbox import sql
-from outtray.outbox.connection import open_database, sync_directory, translated
+from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, OutboxUnusable
+from outtray.outbox import generation, places, reserve, sql
+from outtray.outbox.connection import DamageFound, is_damage, open_database, translated
 from outtray.outbox.files import database_path, gate_path, newest_generation
-from outtray.outbox.gate import Gate, Header
+from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Gate, Header, new_epoch
 from outtray.outbox.ledger import Ledger
+from outtray.outbox.sync import Sync
 from outtray.outbox.transaction import Transaction
-from outtray.settings import make_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType, TracebackType
 
 
@@ -38,7 +39,7 @@ class Database:
         self._generation = 0
         self._is_fresh = True  # nothing was appended since the file was opened
         self._ledger = Ledger()
-        self._synced_wal = 0
+        self._wal = Sync()
         self._leaving = False
         self._inherited: sqlite3.Connection | None = None
 
@@ -57,27 +58,32 @@ class Database:
                 journal.refused(reason, error)
 
     def sync(self) -> None:
-        """Have all that was appended on the disk before returning. Raises OSError."""
+        """Have all that was appended on the disk before returning. Raises OSError, and OutboxError after it.
+
+        Where the disk does not confirm it, the log is moved into the database before anything more is stored:
+        the kernel forgets what it could not write, so that a later sync would confirm what is not there.
+        """
         self.unsynced = False
         try:
-            self._sync()
-        except BaseException:
+            self._wal.all()
+        except OSError:
             self.unsynced = True
+            self._distrust_wal()
             raise
 
-    def _sync(self) -> None:
+    def _distrust_wal(self) -> None:
+        """Have whoever passes the gate next, in any process, move the log into the database first."""
+        frame = sys._getframe()
         try:
-            descriptor = os.open(f"{self._path}-wal", os.O_RDWR)  # SQLite keeps no locks on this file
-        except FileNotFoundError:
-            return  # it was checkpointed, and with that synced, by whoever closed last
-        try:
-            os.fsync(descriptor)
-            inode = os.fstat(descriptor).st_ino
+            self._enter(frame)
+            header = self._gate.read()
+            if header is not None:
+                header.flags |= REWRITE_WAL
+                self._gate.write(header)
+        except OSError as error:
+            raise translated(error, self.directory) from error
         finally:
-            os.close(descriptor)
-        if inode != self._synced_wal:
-            sync_directory(self.directory)
-            self._synced_wal = inode
+            self._leave(frame)
 
     def close(self, *, leaving: bool = False) -> None:
         """Write what the ledger still needs and close the file under the gate; the next use opens it again.
@@ -111,6 +117,37 @@ class Database:
         finally:
             self._leave(frame)
 
+    # Room on the disk
+
+    def fill_reserve(self, go_on: Callable[[], bool]) -> None:
+        """Write the reserve if it is missing and there is room for it, while *go_on* says so. Raises OSError too."""
+        if not reserve.fill(self.directory, go_on):
+            return
+        header = self._glance()
+        if header is not None and header.flags & NO_ROOM:
+            with self.writing() as transaction:
+                transaction.header.flags &= ~NO_ROOM
+
+    def give_back_reserve(self) -> bool:
+        """Give the room of the reserve to what was delivered; False if that was done before.
+
+        From then on no message is stored until there is room again.
+        """
+        frame = sys._getframe()
+        try:
+            self._enter(frame)
+            connection, header = self._ready()
+            is_new = not header.flags & NO_ROOM
+            header.flags |= NO_ROOM
+            self._gate.write(header)
+            is_new = reserve.give_back(self.directory) or is_new
+            connection.execute(sql.TRUNCATE_WAL)
+            return is_new
+        except (sqlite3.Error, OSError) as error:
+            raise translated(error, self._path) from error
+        finally:
+            self._leave(frame)
+
     # Reading
 
     def reading(self) -> Reading:
@@ -136,13 +173,9 @@ class Database:
 
     def _enter(self, frame: FrameType) -> None:
         try:
+            if not self._gate.file.is_open:
+                places.prepare(self.directory)
             self._gate.enter(frame)
-        except FileNotFoundError:
-            try:
-                make_directory(self.directory)
-                self._gate.enter(frame)
-            except OSError as error:
-                raise translated(error, self.directory) from error
         except OSError as error:
             raise translated(error, self.directory) from error
 
@@ -159,9 +192,14 @@ class Database:
         if self._connection is not None and self._connection.in_transaction:
             self._roll_back(self._connection)  # an exception of a signal handler tore it
         header = self._gate.read()
-        if self._connection is not None and header is not None and self._is_at_path(header):
-            return self._connection, header
-        return self._open()
+        if self._connection is None or header is None or not self._is_at_path(header):
+            connection, header = self._open()
+        else:
+            connection = self._connection
+        if header.flags & REWRITE_WAL:
+            self._rewrite_wal(connection, header)
+            return self._open()
+        return connection, header
 
     def _enter_to_read(self, frame: FrameType) -> sqlite3.Connection:
         """Keep the threads out and return the connection; the gate is passed only to open the file."""
@@ -203,43 +241,108 @@ class Database:
         return (found.st_dev, found.st_ino) == self._identity
 
     def _open(self) -> tuple[sqlite3.Connection, Header]:
+        """Open what the header names, or the next generation where that is damaged."""
         self._close_connection()
         if not self._gate.file.is_at_path():  # the directory is gone or another: begin with what is there
-            make_directory(self.directory)
+            places.prepare(self.directory)
             self._gate.reopen()
         header = self._gate.read()
-        generation = header.generation if header else newest_generation(self.directory)
-        self._path = database_path(self.directory, generation)
-        connection = open_database(self._path)
         try:
-            highest = connection.execute(sql.HIGHEST_ID).fetchone()[0]
-            header = header or Header(generation, _new_epoch(), highest)
+            connection, header = self._open_generation(header)
+        except (sqlite3.Error, OutboxUnusable) as error:
+            if not is_damage(error):
+                raise
+            return self._begin_generation(error)
+        return self._use(connection, header)
+
+    def _open_generation(self, header: Header | None) -> tuple[sqlite3.Connection, Header]:
+        number = header.generation if header else newest_generation(self.directory)
+        path = self._path = database_path(self.directory, number)
+        is_used = header is not None and header.last_id > generation.base_id(number)
+        if is_used and (os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size == 0):
+            # SQLite would begin anew in an empty file, and delete the log beside it.
+            raise DamageFound(f"{path} is gone, empty or no file, though messages were stored in it")
+        connection = open_database(path)
+        try:
+            highest = max(connection.execute(sql.HIGHEST_ID).fetchone()[0], generation.base_id(number))
+            if header is None:
+                header = Header(number, new_epoch(), highest)
+                header.settled_id = connection.execute(sql.LOWEST_CURSOR).fetchone()[0]
             if header.last_id > highest:
-                self._count_missing(connection, header.last_id, header.last_id - highest)
+                self._count_missing(connection, number, highest, header.last_id)
             header.last_id = max(header.last_id, highest)
             self._gate.write(header)
         except BaseException:
             connection.close()
             raise
-        found = os.stat(self._path)
+        return connection, header
+
+    def _begin_generation(self, error: BaseException) -> tuple[sqlite3.Connection, Header]:
+        """Leave a damaged file as it is and go on in a new one; only inside the gate."""
+        self._close_connection()
+        connection, header = generation.begin(self.directory, self._gate.read(), error)
+        try:
+            self._gate.write(header)
+            self._gate.file.sync()
+        except BaseException:
+            connection.close()
+            raise
+        return self._use(connection, header)
+
+    def _use(self, connection: sqlite3.Connection, header: Header) -> tuple[sqlite3.Connection, Header]:
+        try:
+            path = self._path = database_path(self.directory, header.generation)
+            found = os.stat(path)
+            self._wal.open(f"{path}-wal")
+        except BaseException:
+            connection.close()
+            raise
         self._connection, self._identity = connection, (found.st_dev, found.st_ino)
-        self._generation = generation
+        self._generation = header.generation
         self._is_fresh = True
         self.openings += 1
         self.unsynced = True  # a program that was killed may have left something that nobody synced
         return connection, header
 
-    def _count_missing(self, connection: sqlite3.Connection, last_id: int, missing: int) -> None:
-        """Count messages that the header knows and the database lost, once."""
+    def leave_damaged(self, error: BaseException, number: int) -> OutboxDamaged:
+        """Begin a new generation, unless another thread or process did since *number* was found damaged.
+
+        Returns what to raise then.
+        """
+        frame = sys._getframe()
+        try:
+            self._enter(frame)
+            header = self._gate.read()
+            if header is None or header.generation == number:
+                self._begin_generation(error)
+        except (sqlite3.Error, OSError) as failure:
+            raise translated(failure, self._path or self.directory) from failure
+        finally:
+            self._leave(frame)
+        return OutboxDamaged(f"the outbox in {self.directory} was damaged and goes on in {self._path}: {error}")
+
+    def _count_missing(self, connection: sqlite3.Connection, number: int, highest: int, last_id: int) -> None:
+        """Count messages that the header knows and the database lost, once; some may be in what is kept of the log."""
+        generation.keep_wal(self.directory, number)
+        missing = last_id - highest
         journal.rows_missing(missing, self.directory)
         connection.execute(sql.BEGIN)
-        connection.execute(sql.SET_META, ("removed_id", str(last_id)))
+        connection.execute(sql.ADD_GAP, (highest + 1, last_id))
         connection.execute(sql.COUNT_IN_LEDGER, ("lost", missing))
         connection.execute(sql.COMMIT)
+
+    def _rewrite_wal(self, connection: sqlite3.Connection, header: Header) -> None:
+        """Move the log, which the disk did not confirm, into the database and sync that; only inside the gate."""
+        is_busy, _, _ = connection.execute(sql.TRUNCATE_WAL).fetchone()
+        if is_busy:
+            raise OutboxBusy(f"{self._path} is being read by another program; its log is to be written anew first")
+        header.flags &= ~REWRITE_WAL
+        self._gate.write(header)
 
     def _close_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            self._wal.close()
             connection.close()
 
     # Forks: SQLite keeps a table of its POSIX locks in the process, and a child inherits the table without the
@@ -262,6 +365,8 @@ class Database:
     def after_fork_in_child(self) -> None:
         """Begin anew in the child, which has none of the parent's threads and locks."""
         connection, self._connection = self._connection, None
+        self._wal.close_in_child()
+        self._wal = Sync()
         self._gate = Gate(self._gate.file.path)
         self._ledger = Ledger()  # what the parent has not written is the parent's to write
         self.unsynced = False
@@ -272,11 +377,6 @@ class Database:
             self._inherited = connection
         else:
             connection.close()  # idle, and the parent's lock on the file keeps SQLite from doing more than closing
-
-
-def _new_epoch() -> int:
-    """Return a number that no earlier outbox at this path had: a settle on its way is not for this one."""
-    return int.from_bytes(os.urandom(6), "little")
 
 
 class Writing:
@@ -294,8 +394,7 @@ class Writing:
             self._connection, self._header = database._ready()
             self._connection.execute(sql.BEGIN)
         except (sqlite3.Error, OSError) as error:
-            database._leave(self._frame)
-            raise translated(error, database._path or database.directory) from error
+            raise self._failure(error) from error
         except BaseException:
             database._leave(self._frame)
             raise
@@ -315,10 +414,21 @@ class Writing:
             try:
                 database._roll_back(self._connection)  # nothing to do after a commit
             finally:
-                database._leave(self._frame)
-                del self._frame
-        if isinstance(error, (sqlite3.Error, OSError)):
-            raise translated(error, database._path) from error
+                if not isinstance(error, (sqlite3.Error, OSError, DamageFound)):
+                    database._leave(self._frame)
+                    del self._frame
+        if isinstance(error, (sqlite3.Error, OSError, DamageFound)):
+            raise self._failure(error) from error
+
+    def _failure(self, error: sqlite3.Error | OSError | DamageFound) -> OutboxError:
+        """Leave the gate, and a damaged file too, and return what to raise."""
+        database = self._database
+        path, number = database._path or database.directory, database._generation
+        database._leave(self._frame)
+        del self._frame
+        if isinstance(error, DamageFound) or is_damage(error):
+            return database.leave_damaged(error, number)
+        return translated(error, path)
 
 
 class Reading:
@@ -340,7 +450,11 @@ class Reading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._database._leave(self._frame)
+        database = self._database
+        number = database._generation
+        database._leave(self._frame)
         del self._frame
+        if error is not None and is_damage(error):
+            raise database.leave_damaged(error, number) from error
         if isinstance(error, sqlite3.Error):
-            raise translated(error, self._database._path) from error
+            raise translated(error, database._path) from error

@@ -9,6 +9,9 @@ from outtray.errors import OutboxUnusable
 MAJOR = 1
 """The format's major: a file of another one is not opened."""
 
+KEPT_WAL = ".lost-wal"
+"""How the name of a write-ahead log ends that was set aside: `outbox-1-0-3.lost-wal` is the fourth of generation 0."""
+
 
 def gate_path(directory: str) -> str:
     """Return the path of the gate's file."""
@@ -20,17 +23,34 @@ def drain_lock_path(directory: str) -> str:
     return os.path.join(directory, f"outbox-{MAJOR}.drain")
 
 
+def reserve_path(directory: str) -> str:
+    """Return the path of the file whose room is given back when the disk is full."""
+    return os.path.join(directory, f"outbox-{MAJOR}.reserve")
+
+
 def database_path(directory: str, generation: int) -> str:
     """Return the path of the database of one generation."""
     return os.path.join(directory, f"outbox-{MAJOR}-{generation}.db")
 
 
-def newest_generation(directory: str) -> int:
-    """Return the highest generation that has a file in *directory*, 0 if there is none."""
+def generations(directory: str) -> list[int]:
+    """Return the generations that have a database file in *directory*, lowest first. Raises OSError."""
     prefix = f"outbox-{MAJOR}-"
     names = [name for name in os.listdir(directory) if name.startswith(prefix) and name.endswith(".db")]
     parts = [name[len(prefix) : -len(".db")] for name in names]
-    return max((int(part) for part in parts if part.isdecimal()), default=0)
+    return sorted(int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) < 9)
+
+
+def newest_generation(directory: str) -> int:
+    """Return the highest generation that has a file in *directory*, 0 if there is none. Raises OSError."""
+    return max(generations(directory), default=0)
+
+
+def kept_wals(directory: str) -> list[str]:
+    """Return the paths of the logs that were set aside as SQLite dropped a part of them. Raises OSError."""
+    prefix, suffix = f"outbox-{MAJOR}-", KEPT_WAL
+    names = sorted(name for name in os.listdir(directory) if name.startswith(prefix) and name.endswith(suffix))
+    return [os.path.join(directory, name) for name in names]
 
 
 def has_database(directory: str) -> bool:

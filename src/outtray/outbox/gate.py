@@ -13,7 +13,7 @@ import threading
 import time
 import zlib
 
-from outtray.errors import OutboxBusy
+from outtray.errors import OutboxBusy, OutboxUnusable
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.files import MAJOR
 
@@ -27,42 +27,63 @@ DEADLINE = 2.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.004, 0.0001  # seconds; pauses shrink, so that who waited longest asks most often
 
 
+REWRITE_WAL = 4
+"""Flag: the disk did not confirm the write-ahead log; nothing is stored until it was moved into the database."""
+
+NO_ROOM = 8
+"""Flag: the reserve was given back, so that deliveries can be written down; nothing is stored until there is room."""
+
+
+def new_epoch() -> int:
+    """Return a number that no earlier outbox at this path had: a settle on its way is not for this one."""
+    return int.from_bytes(os.urandom(6), "little")
+
+
 class Header:
     """What the gate's file says.
 
-    *generation* and *epoch* count database files and withdrawals, *last_id* is the newest id ever given,
-    *pid* wrote the header last, *flags* are bits kept for later.
+    *generation* and *epoch* count database files and withdrawals, *last_id* is the newest id ever given, all
+    up to *settled_id* is settled for every destination, as was last written down (for `recovery`),
+    *pid* wrote the header last, *flags* are `REWRITE_WAL`, `NO_ROOM` and, in the lowest two bits, the user's consent.
     """
 
-    LAYOUT = struct.Struct("<8sHHIQQI4x")  # and 4 bytes of crc32 behind it
+    LAYOUT = struct.Struct("<8sHHIQQQI4x")  # and 4 bytes of crc32 behind it
     MAGIC = b"outtray\0"
     SIZE = LAYOUT.size + 4
 
-    __slots__ = ("epoch", "flags", "generation", "last_id", "pid")
+    __slots__ = ("epoch", "flags", "generation", "last_id", "pid", "settled_id")
 
-    def __init__(self, generation: int, epoch: int, last_id: int, pid: int = 0, flags: int = 0) -> None:
+    def __init__(
+        self, generation: int, epoch: int, last_id: int, *, settled_id: int = 0, pid: int = 0, flags: int = 0
+    ) -> None:
         self.generation = generation
         self.epoch = epoch
         self.last_id = last_id
+        self.settled_id = settled_id
         self.pid = pid
         self.flags = flags
 
     def to_bytes(self) -> bytes:
         """Return the header as it stands in the file."""
-        fields = (self.flags, self.generation, self.epoch, self.last_id, self.pid)
+        fields = (self.flags, self.generation, self.epoch, self.last_id, self.settled_id, self.pid)
         data = self.LAYOUT.pack(self.MAGIC, MAJOR, *fields)
         return data + zlib.crc32(data).to_bytes(4, "little")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Header | None:
-        """Return the header in *data*, None if it is missing or damaged."""
+        """Return the header in *data*, None if it is missing or damaged.
+
+        Raises OutboxUnusable if a release with another major format wrote it.
+        """
         body, crc = data[: cls.LAYOUT.size], data[cls.LAYOUT.size : cls.SIZE]
         if len(data) < cls.SIZE or zlib.crc32(body).to_bytes(4, "little") != crc:
             return None
-        magic, major, flags, generation, epoch, last_id, pid = cls.LAYOUT.unpack(body)
-        if magic != cls.MAGIC or major != MAJOR:
+        magic, major, flags, generation, epoch, last_id, settled_id, pid = cls.LAYOUT.unpack(body)
+        if magic != cls.MAGIC:
             return None
-        return cls(generation, epoch, last_id, pid, flags)
+        if major != MAJOR:
+            raise OutboxUnusable(f"the outbox has format {major}, this release reads {MAJOR}: use the newer release")
+        return cls(generation, epoch, last_id, settled_id=settled_id, pid=pid, flags=flags)
 
 
 class Gate:

@@ -8,10 +8,10 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-from outtray.errors import OutboxBusy, OutboxUnusable
+from outtray.errors import OutboxBusy, OutboxDamaged, OutboxUnusable
 from outtray.outbox import sql
-from outtray.outbox.connection import open_for_reading, translated
-from outtray.outbox.files import database_path, gate_path, newest_generation
+from outtray.outbox.connection import DamageFound, is_damage, open_for_reading, translated
+from outtray.outbox.files import database_path, gate_path, newest_generation, reserve_path
 from outtray.outbox.gate import Gate
 from outtray.outbox.records import Cursor
 
@@ -92,6 +92,7 @@ class Look:
         for state, count, beyond in self._execute(sql.EXCEPTION_COUNTS, (destination, cursor.id)):
             marked[state] = count
             ahead += beyond
+        ahead += self._execute(sql.UNUSED_IDS, (cursor.id, self.last_id)).fetchone()[0]
         return Counts(
             pending=max(self.last_id - cursor.id - ahead, 0) + marked.get("retry", 0),
             deferred=marked.get("deferred", 0),
@@ -179,23 +180,29 @@ def look(directory: str) -> Iterator[Look]:
     """
     if not os.path.isdir(directory):
         raise OutboxUnusable(f"there is no outbox in {directory}")
-    path = database_path(directory, newest_generation(directory))
-    if not os.path.exists(path):
-        raise OutboxUnusable(f"there is no outbox in {directory}")
     gate = Gate(gate_path(directory))
     frame = sys._getframe()
     entered = _entered(gate, frame)
+    path = directory
     try:
+        header = gate.read() if gate.file.is_open else None
+        path = database_path(directory, header.generation if header else newest_generation(directory))
+        if not os.path.exists(path):
+            raise OutboxUnusable(f"there is no outbox in {directory}")
         # Nobody writes while the gate is held, or where there is none (a copy), or on a medium that is read-only.
         is_still = entered or not os.path.exists(gate.file.path) or not os.access(directory, os.W_OK)
         connection = open_for_reading(path, immutable=is_still and not os.path.exists(f"{path}-wal"))
         try:
-            header = gate.read() if gate.file.is_open else None
             highest = connection.execute(sql.HIGHEST_ID).fetchone()[0]
             yield Look(connection, max(header.last_id if header else 0, highest))
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, DamageFound) as error:
+        if isinstance(error, DamageFound) or is_damage(error):
+            raise OutboxDamaged(
+                f"{path} is damaged ({error}); looking changes nothing: the next message goes to a new file, and the "
+                "next flush saves what it can"
+            ) from error
         raise translated(error, path) from error
     finally:
         if entered:
@@ -204,8 +211,10 @@ def look(directory: str) -> Iterator[Look]:
 
 
 def size(directory: str) -> int:
-    """Return the bytes of all files of the outbox."""
-    return sum(entry.stat().st_size for entry in os.scandir(directory) if entry.name.startswith("outbox-"))
+    """Return the bytes of all files of the outbox, but for the reserve."""
+    reserve = os.path.basename(reserve_path(directory))
+    entries = [entry for entry in os.scandir(directory) if entry.name.startswith("outbox-") and entry.name != reserve]
+    return sum(entry.stat().st_size for entry in entries)
 
 
 def _entered(gate: Gate, frame: FrameType) -> bool:

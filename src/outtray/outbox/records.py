@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 
+from outtray.outbox.connection import DamageFound
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -11,20 +13,22 @@ if TYPE_CHECKING:
     from outtray.outbox.gate import Header
 
 
-class Message:
-    """One stored message; *body* is its UTF-8, *intact* says whether that still has its checksum."""
+def checksum(id: int, body: bytes) -> int:
+    """Return what is stored with a message: a crc32 of the body that also changes with the id."""
+    return zlib.crc32(body, id & 0xFFFFFFFF)
 
-    __slots__ = ("accepted_at", "attempts", "body", "event", "id", "intact", "message_id")
+
+class Message:
+    """One stored message; *body* is its UTF-8, *intact* says whether it and the id still have their checksum."""
+
+    __slots__ = ("attempts", "body", "id", "intact")
 
     def __init__(self, row: Sequence[object]) -> None:
         self.id: int
-        self.message_id: str
-        self.event: str
-        self.accepted_at: float
         self.body: bytes
         self.attempts: int
-        self.id, self.message_id, self.event, self.accepted_at, crc, self.body, self.attempts = row  # type: ignore[assignment]
-        self.intact = zlib.crc32(self.body) == crc
+        self.id, crc, self.body, self.attempts = row  # type: ignore[assignment]
+        self.intact = checksum(self.id, self.body) == crc
 
 
 class Batch:
@@ -88,7 +92,7 @@ class Mark:
 class Cursor:
     """How far a destination is, and what it waits for: *next_attempt_at* with *attempts* failures in a row.
 
-    Without a *row* it stands at the beginning.
+    Without a *row* it stands at the beginning. Raises DamageFound for one that would skip messages.
     """
 
     __slots__ = ("attempts", "delivered", "fingerprint", "held", "id", "next_attempt_at", "reason", "status")
@@ -103,6 +107,7 @@ class Cursor:
         self.fingerprint: str | None
         (
             self.id,
+            mirror,
             self.delivered,
             self.next_attempt_at,
             self.attempts,
@@ -110,5 +115,7 @@ class Cursor:
             self.reason,
             held,
             self.fingerprint,
-        ) = row or (0, 0, None, 0, None, None, 0, None)  # type: ignore[assignment]
+        ) = row or (0, 0, 0, None, 0, None, None, 0, None)  # type: ignore[assignment]
         self.held = bool(held)
+        if mirror != -self.id:
+            raise DamageFound(f"the cursor says {self.id} and, negated, {mirror}")

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 APPLICATION_ID = 0x6F757474  # "outt"
 MINOR = 1
-"""Minor format, in user_version: a file with a higher one can be read and written by this release."""
+"""Minor format, in user_version: a file with a higher one can be read and written by this release.
+
+So a higher minor only adds: tables, indexes, columns with a default.
+"""
+
+MIGRATIONS: dict[int, tuple[str, ...]] = {}
+"""Minor format to the statements that make it the next one: one transaction, in which a kill changes nothing."""
+
+SET_MINOR = "PRAGMA user_version = {}"
 
 SETUP = (
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -15,7 +23,7 @@ SETUP = (
         message_id TEXT NOT NULL,
         event TEXT NOT NULL,            -- the event's name, or the type of a message without one
         accepted_at REAL NOT NULL,      -- Unix seconds
-        crc INTEGER NOT NULL,           -- crc32 of the body's UTF-8
+        crc INTEGER NOT NULL,           -- crc32 of the body's UTF-8, begun with the id: it tells of both
         body TEXT NOT NULL)""",
     """CREATE TABLE cursors (
         destination TEXT PRIMARY KEY,
@@ -26,7 +34,8 @@ SETUP = (
         status INTEGER,
         reason TEXT,
         held INTEGER NOT NULL DEFAULT 0,        -- 1: url, key or receiver must be put right
-        fingerprint TEXT)               -- of the url and key that the wait belongs to
+        fingerprint TEXT,               -- of the url and key that the wait belongs to
+        mirror INTEGER NOT NULL DEFAULT 0)      -- the id's negative: a cursor that was damaged would skip messages
         WITHOUT ROWID""",
     """CREATE TABLE deliveries (
         id INTEGER PRIMARY KEY,
@@ -48,6 +57,9 @@ SETUP = (
         reason TEXT,
         excerpt TEXT,                   -- the answer's first 500 bytes
         PRIMARY KEY (destination, id)) WITHOUT ROWID""",
+    """CREATE TABLE gaps (
+        first_id INTEGER PRIMARY KEY,   -- ids of no message, given or passed over, but for those purged or pruned
+        last_id INTEGER NOT NULL)""",
     "CREATE INDEX exceptions_by_state ON exceptions (state, destination, id)",
     "CREATE TABLE ledger (reason TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID",
     """CREATE VIEW message_states AS
@@ -67,23 +79,24 @@ USE_WAL = "PRAGMA journal_mode = WAL"
 CONNECTION = ("PRAGMA synchronous = NORMAL", "PRAGMA wal_autocheckpoint = 1500")
 FORMAT = "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version)"
 IS_EMPTY = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)"
-HIGHEST_ID = """SELECT max(coalesce((SELECT max(id) FROM messages), 0),
+HIGHEST_ID = """SELECT max(coalesce((SELECT max(id) FROM messages), 0), coalesce((SELECT max(last_id) FROM gaps), 0),
     coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'removed_id'), 0))"""
 META = "SELECT value FROM meta WHERE key = ?"
-SET_META = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+SET_META = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 ADD_CURSOR = "INSERT INTO cursors (destination, id) VALUES (?, ?) ON CONFLICT DO NOTHING"
 
 BEGIN, COMMIT, ROLLBACK = "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"
 
 # The way of a message
 
-APPEND = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)"
+APPEND = "INSERT INTO messages (id, message_id, event, accepted_at, crc, body) VALUES (?, ?, ?, ?, ?, ?)"
 MARK = """INSERT OR REPLACE INTO exceptions (destination, id, state, next_attempt_at, attempts, status, reason, excerpt)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 UNMARK = "DELETE FROM exceptions WHERE destination = ? AND id = ?"
-COUNT_IN_LEDGER = "INSERT INTO ledger VALUES (?, ?) ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count"
+COUNT_IN_LEDGER = """INSERT INTO ledger (reason, count) VALUES (?, ?)
+    ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count"""
 
-_MESSAGE = "m.id, m.message_id, m.event, m.accepted_at, m.crc, CAST(m.body AS BLOB)"
+_MESSAGE = "m.id, m.crc, CAST(m.body AS BLOB)"
 DUE_EXCEPTIONS = f"""SELECT {_MESSAGE}, e.attempts FROM exceptions e CROSS JOIN messages m ON m.id = e.id
     WHERE e.state IN ('retry', 'deferred') AND e.destination = ? AND e.next_attempt_at <= ? ORDER BY e.id"""
 LOG = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
@@ -92,16 +105,18 @@ LOG = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
 NEWEST = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
     AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id)
     ORDER BY m.id DESC LIMIT 1"""
-CURSOR = """SELECT id, delivered, next_attempt_at, attempts, status, reason, held, fingerprint
+CURSOR = """SELECT id, mirror, delivered, next_attempt_at, attempts, status, reason, held, fingerprint
     FROM cursors WHERE destination = ?"""
 IS_SETTLED = """SELECT ?2 <= (SELECT id FROM cursors WHERE destination = ?1) AND NOT EXISTS
     (SELECT 1 FROM exceptions WHERE state = 'retry' AND destination = ?1 AND id <= ?2)"""
-ADVANCE = "UPDATE cursors SET id = max(id, ?) WHERE destination = ?"
+ADVANCE = """UPDATE cursors SET id = max(id, ?1), mirror = -max(id, ?1)
+    WHERE destination = ?2 AND mirror = -id"""
 # On to the last id before the first message that waits, over marked messages and ids that are gone.
-ADVANCE_OVER_SETTLED = """UPDATE cursors SET id = max(id, coalesce((SELECT m.id - 1 FROM messages m
+_BEFORE_NEXT = """max(id, coalesce((SELECT m.id - 1 FROM messages m
     WHERE m.id > cursors.id AND NOT EXISTS
         (SELECT 1 FROM exceptions e WHERE e.destination = cursors.destination AND e.id = m.id)
-    ORDER BY m.id LIMIT 1), ?))"""
+    ORDER BY m.id LIMIT 1), ?1))"""
+ADVANCE_OVER_SETTLED = f"UPDATE cursors SET id = {_BEFORE_NEXT}, mirror = -{_BEFORE_NEXT} WHERE mirror = -id"
 DELIVERED = """UPDATE cursors SET delivered = delivered + ?, next_attempt_at = NULL, attempts = 0, status = ?,
     reason = NULL, held = 0, fingerprint = NULL WHERE destination = ?"""
 WAIT = """UPDATE cursors SET next_attempt_at = ?, attempts = attempts + 1, status = ?, reason = ?, held = ?,
@@ -115,6 +130,17 @@ PASS_REMOVED = """INSERT OR REPLACE INTO exceptions (destination, id, state)
     SELECT destination, ?1, 'delivered' FROM cursors WHERE id < ?1"""
 FORGET_ALL_PASSED = """DELETE FROM exceptions WHERE state = 'delivered'
     AND id <= (SELECT c.id FROM cursors c WHERE c.destination = exceptions.destination)"""
+
+# Gaps
+
+ADD_GAP = "INSERT INTO gaps (first_id, last_id) VALUES (?, ?)"
+GAP_UP_TO = "SELECT first_id, last_id FROM gaps WHERE first_id <= ? ORDER BY first_id DESC LIMIT 1"
+UNUSED_IDS = """SELECT coalesce(sum(min(last_id, ?2) - max(first_id - 1, ?1)), 0) FROM gaps
+    WHERE last_id > ?1 AND first_id <= ?2"""
+CURSOR_IDS = "SELECT destination, id FROM cursors"
+CARRY_CURSOR = """UPDATE cursors SET id = max(id, ?1), mirror = -max(id, ?1), delivered = delivered + ?2
+    WHERE destination = ?3"""
+REMOVE_GAP = "DELETE FROM gaps WHERE first_id = ?"
 
 # Retrying, purging, pruning
 

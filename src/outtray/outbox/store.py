@@ -5,22 +5,27 @@ from __future__ import annotations
 import sqlite3
 import sys
 import time
-import zlib
 
 from outtray import forking
-from outtray.errors import OutboxBusy, OutboxFull
-from outtray.outbox import sql
-from outtray.outbox.connection import translated
+from outtray.errors import DiskFull, OutboxBusy, OutboxFull, OutboxUnusable, SyncFailed
+from outtray.outbox import reserve, sql
+from outtray.outbox.connection import is_damage, translated
 from outtray.outbox.database import Database
-from outtray.outbox.records import Batch, Cursor, Mark, Message
+from outtray.outbox.gate import NO_ROOM
+from outtray.outbox.records import Batch, Cursor, Mark, Message, checksum
 from outtray.outbox.transaction import Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import FrameType
+    from typing import TypeVar
 
     from outtray.outbox.gate import Header
+    from outtray.outbox.sync import Waiter
+    from outtray.settings import Settings
+
+    Result = TypeVar("Result")
 
 BYTES_BETWEEN_CHECKS = 256 * 1024
 """Bytes that one process appends, at most, between two looks at the size of the file."""
@@ -32,14 +37,15 @@ DELIVERY_SETTINGS = "delivery"
 class Outbox(Database):
     """The messages of one application and how far each destination is.
 
-    *destination* is where new messages go, *max_bytes* bounds the live bytes of the database. Methods raise
-    OutboxError.
+    *destination* is where new messages go, *max_bytes* bounds the live bytes of the database. With
+    *sync_each* an append returns when the disk has the message. Methods raise OutboxError.
     """
 
-    def __init__(self, directory: str, *, destination: str, max_bytes: int) -> None:
+    def __init__(self, directory: str, *, destination: str, max_bytes: int, sync_each: bool = False) -> None:
         super().__init__(directory)
         self.destination = destination
         self.max_bytes = max_bytes
+        self.sync_each = sync_each
         self.last_id = 0
         self._unchecked = 0
 
@@ -48,42 +54,78 @@ class Outbox(Database):
     def append(self, message_id: str, event: str, body: str, *, accepted_at: float, local: bool = False) -> int:
         """Commit one message and return its id; when this returns, `kill -9` does not lose it any more.
 
-        *body* is the encoded message; a *local* one is recorded and not sent.
-        Raises OutboxBusy, OutboxFull, OutboxUnusable: then nothing was stored.
+        *body* is the encoded message; a *local* one is recorded and not sent. Raises OutboxBusy, OutboxFull,
+        DiskFull, OutboxUnusable: then nothing was stored; with `sync_each` also SyncFailed: then it may be.
         """
-        data = body.encode()
-        row = (message_id, event, accepted_at, zlib.crc32(data), body)
+        content = (message_id, event, accepted_at, body.encode(), body)
         frame = sys._getframe()
         try:
             self._enter(frame)
-            connection, header = self._ready()
-            self._unchecked -= len(data)
-            if self._is_fresh or self._unchecked < 0 or local or self._ledger:
-                self._append_with_care(connection, header, row, local=local)
-            else:
-                self._insert(connection, header, row)
-            self._gate.write(header)
+            try:
+                id = self._append(content, local=local)
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self._begin_generation(error)
+                id = self._append(content, local=local)
+            waiter = self._wal.join() if self.sync_each else None
         except (sqlite3.Error, OSError) as error:
             raise translated(error, self._path or self.directory) from error
         finally:
             self._leave(frame)
-        self.last_id = header.last_id
+        self.last_id = id
         self.unsynced = True
+        if waiter is not None:
+            self._wait_for_disk(waiter)
+        return id
+
+    def _append(self, content: tuple[str, str, float, bytes, str], *, local: bool) -> int:
+        connection, header = self._ready()
+        if header.flags & NO_ROOM:
+            self._require_room(header)
+        self._unchecked -= len(content[3])
+        if self._is_fresh or self._unchecked < 0 or local or self._ledger:
+            self._append_with_care(connection, header, content, local=local)
+        else:
+            self._insert(connection, header, content)
+        self._gate.write(header)
         return header.last_id
 
-    def _insert(self, connection: sqlite3.Connection, header: Header, row: tuple[object, ...]) -> None:
+    def _insert(
+        self, connection: sqlite3.Connection, header: Header, content: tuple[str, str, float, bytes, str]
+    ) -> None:
+        message_id, event, accepted_at, data, body = content
+        id = header.last_id + 1
         try:
-            connection.execute(sql.APPEND, (header.last_id + 1, *row))
+            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, checksum(id, data), body))
         except sqlite3.IntegrityError:
             if not self._gate.file.is_at_path():
                 raise OutboxBusy(f"{self._gate.file.path} was replaced; the next call uses the new one") from None
             # The header lags: somebody died between the commit and the header.
-            header.last_id = connection.execute(sql.HIGHEST_ID).fetchone()[0]
-            connection.execute(sql.APPEND, (header.last_id + 1, *row))
-        header.last_id += 1
+            id = max(connection.execute(sql.HIGHEST_ID).fetchone()[0], id) + 1
+            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, checksum(id, data), body))
+        header.last_id = id
+
+    def _require_room(self, header: Header) -> None:
+        """Let messages in again where there is room for them and the reserve. Raises DiskFull."""
+        if not reserve.has_room(self.directory):
+            raise DiskFull(f"the disk is full; what room is left in {self.directory} is for what was delivered")
+        header.flags &= ~NO_ROOM
+
+    def _wait_for_disk(self, waiter: Waiter) -> None:
+        try:
+            self._wal.wait(waiter)
+        except OSError as error:
+            self._distrust_wal()
+            raise SyncFailed(f"{self._path} was written, but the disk did not confirm it: {error}") from error
 
     def _append_with_care(
-        self, connection: sqlite3.Connection, header: Header, row: tuple[object, ...], *, local: bool
+        self,
+        connection: sqlite3.Connection,
+        header: Header,
+        content: tuple[str, str, float, bytes, str],
+        *,
+        local: bool,
     ) -> None:
         """Append with what is not done every time: size bound, cursor, ledger, the mark of a local message."""
         transaction = Transaction(connection, header)
@@ -91,7 +133,7 @@ class Outbox(Database):
         try:
             if self._is_fresh or self._unchecked < 0:
                 self._check_size(transaction)
-            self._insert(connection, header, row)
+            self._insert(connection, header, content)
             transaction.execute(sql.ADD_CURSOR, (self.destination, 0))
             if local:
                 transaction.mark(self.destination, header.last_id, "local")
@@ -123,8 +165,7 @@ class Outbox(Database):
         """
         with self.reading() as connection:
             header = self.header()
-            row = connection.execute(sql.CURSOR, (destination,)).fetchone()
-            cursor = row[0] if row else 0
+            cursor = Cursor(connection.execute(sql.CURSOR, (destination,)).fetchone()).id
             rows = connection.execute(sql.DUE_EXCEPTIONS, (destination, time.time()))
             messages = _within(rows, max_count, max_bytes, frozenset(passed_over))
             if messages:
@@ -136,8 +177,8 @@ class Outbox(Database):
     def newest(self, destination: str, *, after_id: int) -> Batch | None:
         """Return the newest waiting message behind *after_id* as a batch of one that may overtake the others."""
         with self.reading() as connection:
-            cursor = connection.execute(sql.CURSOR, (destination,)).fetchone()
-            row = connection.execute(sql.NEWEST, (destination, max(after_id, cursor[0] if cursor else 0))).fetchone()
+            cursor = Cursor(connection.execute(sql.CURSOR, (destination,)).fetchone()).id
+            row = connection.execute(sql.NEWEST, (destination, max(after_id, cursor))).fetchone()
             return Batch(destination, [Message(row)], self.header(), in_order=False) if row else None
 
     def settle(self, batch: Batch, marks: Sequence[Mark] = (), *, status: int, seconds: float) -> bool:
@@ -146,6 +187,9 @@ class Outbox(Database):
         *marks* may also name messages behind the cursor that are not of the batch. Returns False, and changes
         nothing, if the batch is from before a withdrawal, a purge or a new generation.
         """
+        return self._with_reserve(lambda: self._settle(batch, marks, status=status, seconds=seconds))
+
+    def _settle(self, batch: Batch, marks: Sequence[Mark], *, status: int, seconds: float) -> bool:
         destination = batch.destination
         marked = {mark.message.id for mark in marks if mark.state != "delivered"}
         done = [message for message in batch.messages if message.id not in marked]
@@ -154,6 +198,7 @@ class Outbox(Database):
                 return False
             execute = transaction.execute
             execute(sql.ADD_CURSOR, (destination, 0))
+            transaction.cursor(destination)  # which must be sound before it is moved
             if batch.in_order:
                 execute(sql.ADVANCE, (batch.last_id, destination))
             else:
@@ -172,6 +217,7 @@ class Outbox(Database):
                 )
             execute(sql.ADVANCE_OVER_SETTLED, (transaction.header.last_id,))
             execute(sql.FORGET_PASSED, (destination,))
+            transaction.header.settled_id = execute(sql.LOWEST_CURSOR).fetchone()[0]
             if done:
                 size = sum(len(message.body) for message in done)
                 execute(sql.DELIVERED, (len(done), status, destination))
@@ -182,8 +228,7 @@ class Outbox(Database):
     def cursor(self, destination: str) -> Cursor:
         """Return how far *destination* is."""
         with self.reading() as connection:
-            row = connection.execute(sql.CURSOR, (destination,)).fetchone()
-            return Cursor(row)
+            return Cursor(connection.execute(sql.CURSOR, (destination,)).fetchone())
 
     def is_settled(self, destination: str, id: int) -> bool:
         """Tell whether no message up to *id* is pending for *destination*."""
@@ -201,9 +246,22 @@ class Outbox(Database):
         status: int | None = None,
     ) -> None:
         """Store that the whole *destination* waits *until* (Unix seconds), or less long for another *fingerprint*."""
-        with self.writing() as transaction:
-            transaction.execute(sql.ADD_CURSOR, (destination, 0))
-            transaction.execute(sql.WAIT, (until, status, reason, held, fingerprint, destination))
+
+        def write() -> None:
+            with self.writing() as transaction:
+                transaction.execute(sql.ADD_CURSOR, (destination, 0))
+                transaction.execute(sql.WAIT, (until, status, reason, held, fingerprint, destination))
+
+        self._with_reserve(write)
+
+    def _with_reserve(self, write: Callable[[], Result]) -> Result:
+        """Return what *write* returns, with the room of the reserve where there is no other. Raises OutboxError."""
+        try:
+            return write()
+        except (DiskFull, OutboxUnusable):
+            if not self.give_back_reserve():
+                raise
+        return write()
 
     # What the outbox knows of itself
 
@@ -239,13 +297,23 @@ def _within(
 _shared: dict[str, Outbox] = {}
 
 
-def shared(directory: str, *, destination: str, max_bytes: int) -> Outbox:
+def shared(directory: str, *, destination: str, max_bytes: int, sync_each: bool = False) -> Outbox:
     """Return this process's one `Outbox` for *directory*: two would end each other's locks."""
     outbox = _shared.get(directory)
     if outbox is None:
         outbox = _shared.setdefault(directory, Outbox(directory, destination=destination, max_bytes=max_bytes))
-    outbox.destination, outbox.max_bytes = destination, max_bytes
+    outbox.destination, outbox.max_bytes, outbox.sync_each = destination, max_bytes, sync_each
     return outbox
+
+
+def of(settings: Settings) -> Outbox:
+    """Return this process's outbox as *settings* want it."""
+    return shared(
+        settings.directory,
+        destination=settings.destination,
+        max_bytes=settings.max_bytes,
+        sync_each=settings.durability == "power",
+    )
 
 
 def _before_fork(frame: FrameType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from outtray.outbox import sql
+from outtray.outbox.records import Cursor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,27 @@ class Transaction:
         """Return the bytes of the database without its free pages."""
         return int(self.execute(sql.LIVE_BYTES).fetchone()[0])
 
+    def count_in_ledger(self, reason: str, number: int) -> None:
+        """Add *number* to what the ledger counts under *reason*."""
+        if number:
+            self.execute(sql.COUNT_IN_LEDGER, (reason, number))
+
+    def leave_gap(self, id: int) -> bool:
+        """Take *id* out of the ids that no message has, and return True; False if a message has or had it."""
+        gap = self.execute(sql.GAP_UP_TO, (id,)).fetchone()
+        if gap is None or gap[1] < id:
+            return False
+        first_id, last_id = gap
+        self.execute(sql.REMOVE_GAP, (first_id,))
+        for start, end in ((first_id, id - 1), (id + 1, last_id)):
+            if start <= end:
+                self.execute(sql.ADD_GAP, (start, end))
+        return True
+
+    def unused_ids(self, after_id: int, last_id: int) -> int:
+        """Return how many ids behind *after_id*, up to *last_id*, no message has or had."""
+        return int(self.execute(sql.UNUSED_IDS, (after_id, last_id)).fetchone()[0])
+
     def mark(
         self,
         destination: str,
@@ -42,11 +64,14 @@ class Transaction:
         """Write down what the cursor does not say of a message."""
         self.execute(sql.MARK, (destination, id, state, next_attempt_at, attempts, status, reason, excerpt))
 
+    def cursor(self, destination: str) -> Cursor:
+        """Return how far *destination* is."""
+        return Cursor(self.execute(sql.CURSOR, (destination,)).fetchone())
+
     def settle_out_of_order(self, destination: str, id: int) -> None:
         """Note one message as delivered: a mark of its own is gone, and one ahead of the cursor gets one."""
-        cursor = self.execute(sql.CURSOR, (destination,)).fetchone()[0]
         self.execute(sql.UNMARK, (destination, id))
-        if id > cursor:
+        if id > self.cursor(destination).id:
             self.mark(destination, id, "delivered")
 
     def prunable(self, until_id: int) -> list[int]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from outtray.outbox import sql
+from outtray.outbox import recovery, sql
 from outtray.outbox.transaction import ROWS_UNDER_THE_GATE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from outtray.outbox.store import Outbox
 
@@ -20,6 +20,16 @@ STATES = ("delivered", "pending", "deferred", "dead", "local")
 
 ON_THEIR_WAY = ("pending", "deferred")
 """States whose messages may be in a batch on its way to the receiver."""
+
+
+def tidy(outbox: Outbox, *, retention: float, go_on: Callable[[], bool] = lambda: True) -> None:
+    """Do what is due after a delivery: prune, clear salvaged files away, and fill the reserve while *go_on* says so.
+
+    Raises OutboxError, OSError.
+    """
+    prune(outbox, retention=retention)
+    recovery.clear_away(outbox, retention=retention)
+    outbox.fill_reserve(go_on)
 
 
 def prune(outbox: Outbox, *, retention: float) -> int:

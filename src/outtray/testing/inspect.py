@@ -21,6 +21,7 @@ from outtray.outbox.filelock import FileLock
 from outtray.outbox.files import MAJOR
 from outtray.outbox.gate import Header
 from outtray.outbox.look import Look
+from outtray.outbox.records import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +140,7 @@ class _Inspection:
         ids: list[int] = []
         try:
             for id, crc, body in self._connection.execute(sql.CHECKSUMS):
-                if zlib.crc32(body) != crc:
+                if checksum(id, body) != crc:
                     ids.append(id)
         except sqlite3.DatabaseError as error:
             self._problems.append(f"the checksums cannot all be compared: {error}")
@@ -193,10 +194,10 @@ def _read_header(path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     body = data[: Header.LAYOUT.size].ljust(Header.LAYOUT.size, b"\0")
-    magic, major, flags, generation, epoch, last_id, pid = Header.LAYOUT.unpack(body)
+    magic, major, flags, generation, epoch, last_id, settled_id, pid = Header.LAYOUT.unpack(body)
     crc_ok = len(data) == Header.SIZE and zlib.crc32(body).to_bytes(4, "little") == data[Header.LAYOUT.size :]
-    fields = {"flags": flags, "generation": generation, "epoch": epoch, "last_id": last_id, "pid": pid}
-    return {"magic_ok": magic == Header.MAGIC, "crc_ok": crc_ok, "major": major, **fields}
+    fields = {"flags": flags, "generation": generation, "epoch": epoch, "last_id": last_id, "settled_id": settled_id}
+    return {"magic_ok": magic == Header.MAGIC, "crc_ok": crc_ok, "major": major, **fields, "pid": pid}
 
 
 def _require_sqlite(copy: str, path: str) -> None:

@@ -1,0 +1,317 @@
+"""Bringing back what waits in damaged files: under its own ids, and so in its place; each source once.
+
+Sources are the databases of older generations, which nobody writes any more, and the write-ahead logs that were set
+aside. They are read byte by byte, and what they hold counts only with its checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from outtray import journal
+from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
+from outtray.outbox import pages, sql
+from outtray.outbox.files import MAJOR, database_path, generations, kept_wals
+from outtray.outbox.generation import PREVIOUS, base_id
+from outtray.outbox.records import checksum
+from outtray.outbox.transaction import ROWS_UNDER_THE_GATE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from outtray.outbox.store import Outbox
+    from outtray.outbox.transaction import Transaction
+
+DONE = "salvaged"
+"""Key in `meta`: the names of the sources that were read to their end, each with the moment, as JSON."""
+
+STATE = " state"
+"""Ends the name of a source in `DONE` whose cursors and ledger were taken over."""
+
+BYTES_UNDER_THE_GATE = 1024 * 1024
+"""Bytes of bodies that one transaction brings back, about."""
+
+CARRIED_OVER = ("retry", "deferred", "dead", "local")
+"""States in `exceptions` of messages that are kept or still to be sent."""
+
+
+class Source:
+    """A damaged database with its logs (*database* is a path), or, with None, a log of the database in use."""
+
+    def __init__(self, generation: int, database: str | None, wals: list[str]) -> None:
+        self.generation = generation
+        self.database = database
+        self.wals = wals
+
+    @property
+    def name(self) -> str:
+        """What the source is called in `DONE`, and to people."""
+        return os.path.basename(self.database or self.wals[-1])
+
+    @property
+    def files(self) -> list[str]:
+        """The paths of all its files."""
+        own = [self.database, f"{self.database}-wal", f"{self.database}-shm"] if self.database else []
+        return [path for path in dict.fromkeys([*own, *self.wals]) if os.path.lexists(path)]
+
+    def newest(self) -> Iterator[pages.Record]:
+        """Give the records of the newest image of each page."""
+        return pages.records(self.database, self.wals[-1] if self.wals else None, newest_only=True)
+
+    def all(self) -> Iterator[pages.Record]:
+        """Give the records of all images of all pages, also those that SQLite would not show any more."""
+        yield from pages.records(self.database, self.wals[0] if self.wals else None)
+        for wal in self.wals[1:]:
+            yield from pages.records(None, wal)
+
+
+def sources(directory: str, generation: int) -> list[Source]:
+    """Return the damaged files in *directory*, where *generation* is in use, oldest first. Raises OSError."""
+    found = []
+    kept = kept_wals(directory)
+    for number in generations(directory):
+        wals = [path for path in kept if os.path.basename(path).startswith(f"outbox-{MAJOR}-{number}-")]
+        if number < generation:
+            path = database_path(directory, number)
+            log = [f"{path}-wal"] if os.path.isfile(f"{path}-wal") and not wals else []
+            found.append(Source(number, path if os.path.isfile(path) else None, wals + log))
+        elif number == generation:
+            found += [Source(number, None, [wal]) for wal in wals]
+    return [source for source in found if source.database or source.wals]
+
+
+def waiting(outbox: Outbox) -> list[Source]:
+    """Return the sources that were not brought back yet. Raises OutboxError, OSError."""
+    found = sources(outbox.directory, outbox.header().generation)
+    if not found:
+        return []
+    done = _done(outbox)
+    return [source for source in found if source.name not in done]
+
+
+def salvage(outbox: Outbox, go_on: Callable[[], bool] = lambda: True) -> int:
+    """Bring back what waits in damaged files and return how many messages; only for who holds the drain lock.
+
+    Where *go_on* says False it ends; the next call goes on. Raises OutboxError, OSError.
+    """
+    saved = 0
+    for source in waiting(outbox):
+        count, lost = _Salvage(outbox, source, go_on).run()
+        saved += count
+        if lost is None:
+            break
+        journal.salvaged(count, lost, source.name)
+    return saved
+
+
+def salvage_if_possible(outbox: Outbox, go_on: Callable[[], bool]) -> None:
+    """Do as `salvage`; where it fails, the next delivery tries again, and this one goes on with what is there.
+
+    Raises OutboxBusy and OutboxDamaged.
+    """
+    try:
+        salvage(outbox, go_on)
+    except (OutboxBusy, OutboxDamaged):
+        raise
+    except (OutboxError, OSError) as error:
+        journal.failed("saving what waits in a damaged file", error)
+
+
+def clear_away(outbox: Outbox, *, retention: float) -> None:
+    """Delete the files of sources that were brought back more than *retention* seconds ago.
+
+    Raises OutboxError, OSError.
+    """
+    found = sources(outbox.directory, outbox.header().generation)
+    done = _done(outbox) if found else {}
+    for source in found:
+        if done.get(source.name, float("inf")) <= time.time() - retention:
+            for path in source.files:
+                os.unlink(path)
+
+
+def _done(outbox: Outbox) -> dict[str, float]:
+    return dict(json.loads(outbox.meta(DONE) or "{}"))
+
+
+class _State:
+    """What a damaged database says of its messages: cursors, marks, gaps, ledger and meta, as far as it can be read."""
+
+    def __init__(self, records: Iterator[pages.Record]) -> None:
+        self.cursors: dict[str, tuple[int, int]] = {}
+        self.marks: dict[tuple[str, int], tuple[Any, ...]] = {}
+        self.ledger: dict[str, int] = {}
+        self.meta: dict[str, str] = {}
+        self.gaps: list[tuple[int, int]] = []
+        for record in records:
+            match record.values:
+                case (bytes(key), bytes(value)):
+                    self.meta[_text(key)] = _text(value)
+                case (bytes(reason), int(count)) if record.rowid is None:
+                    self.ledger[_text(reason)] = count
+                case (None, int(last_id)) if record.rowid is not None:
+                    self.gaps.append((record.rowid, last_id))
+                case (bytes(name), int(id), int(state), *_, int(mirror)) if len(record.values) == 10 and mirror == -id:
+                    self.cursors[_text(name)] = (id, state)
+                case (bytes(name), int(id), bytes(state), *rest) if len(record.values) == 8:
+                    self.marks[_text(name), id] = (_text(state), *rest)
+
+
+class _Salvage:
+    """Brings one source back, in slices under the gate. A message is taken whose id no other message has, or had."""
+
+    def __init__(self, outbox: Outbox, source: Source, go_on: Callable[[], bool]) -> None:
+        self._outbox = outbox
+        self._source = source
+        self._go_on = go_on
+        self._state = _State(source.newest())
+        self._previous = self._known()
+        settled_id = self._previous.get("settled_id")
+        if source.database is not None and settled_id is not None and not self._state.cursors:
+            self._state.cursors[outbox.destination] = (settled_id, 0)
+        self._saved = 0
+        self._lowest_seen: int | None = None
+        self._highest_seen = 0
+
+    def run(self) -> tuple[int, int | None]:
+        """Return how many messages were saved and how many lost, None for the latter if it is to go on later."""
+        if self._source.database is not None:
+            self._carry_over()
+        rows: list[tuple[Any, ...]] = []
+        size = 0
+        for row in self._messages():
+            rows.append(row)
+            size += len(row[-1])
+            if len(rows) == ROWS_UNDER_THE_GATE or size > BYTES_UNDER_THE_GATE:
+                self._bring_back(rows)
+                rows, size = [], 0
+                if not self._go_on():
+                    return self._saved, None
+        self._bring_back(rows)
+        return self._saved, self._finish()
+
+    def _known(self) -> dict[str, int]:
+        """Return what the header said when the source was left, empty if it was not this one, or nothing is known."""
+        known = dict(json.loads(self._outbox.meta(PREVIOUS) or "{}"))
+        return known if known.get("generation") == self._source.generation else {}
+
+    def _messages(self) -> Iterator[tuple[Any, ...]]:
+        """Give id, message_id, event, accepted_at, crc and body of all that is whole and was not settled."""
+        top = base_id(self._source.generation + 1)
+        for record in self._source.all():
+            id = record.rowid
+            match record.values:
+                case (None, bytes(message_id), bytes(event), int() | float() as accepted_at, int(crc), bytes(body)):
+                    if id is None or not 0 < id <= top or checksum(id, body) != crc:
+                        continue
+                    self._lowest_seen = id if self._lowest_seen is None else min(self._lowest_seen, id)
+                    self._highest_seen = max(self._highest_seen, id)
+                    if self._is_wanted(id):
+                        yield id, _text(message_id), _text(event), float(accepted_at), crc, _text(body)
+
+    def _is_wanted(self, id: int) -> bool:
+        if self._source.database is None or not self._state.cursors:
+            return True  # the gaps of the database in use tell, or nobody knows
+        return any(
+            self._state.marks[name, id][0] in CARRIED_OVER if (name, id) in self._state.marks else id > cursor
+            for name, (cursor, _) in self._state.cursors.items()
+        )
+
+    def _bring_back(self, rows: list[tuple[Any, ...]]) -> None:
+        if not rows:
+            return
+        with self._outbox.writing() as transaction:
+            cursors = dict(transaction.execute(sql.CURSOR_IDS).fetchall())
+            count = 0
+            for row in rows:
+                if transaction.leave_gap(row[0]):
+                    transaction.execute(sql.APPEND, row)
+                    self._mark(transaction, row[0], cursors)
+                    count += 1
+            transaction.count_in_ledger("salvaged", count)
+            if self._source.database is None:
+                transaction.count_in_ledger("lost", -count)  # they were counted when the file was opened
+        self._saved += count
+
+    def _mark(self, transaction: Transaction, id: int, cursors: dict[str, int]) -> None:
+        """Say of a message that was brought back what the cursors do not."""
+        for name, cursor in cursors.items():
+            mark = self._state.marks.get((name, id)) if self._source.database is not None else None
+            if mark is not None:
+                state, next_attempt_at, attempts, status, reason, excerpt = mark
+                transaction.mark(
+                    name,
+                    id,
+                    state,
+                    next_attempt_at=_number(next_attempt_at, 0.0),
+                    attempts=int(_number(attempts, 0)),
+                    status=None if status is None else int(_number(status, 0)),
+                    reason=_optional_text(reason),
+                    excerpt=_optional_text(excerpt),
+                )
+            elif id <= cursor:
+                transaction.mark(name, id, "retry")
+
+    def _carry_over(self) -> None:
+        """Take cursors, ledger and meta over, once."""
+        with self._outbox.writing() as transaction:
+            execute = transaction.execute
+            done = json.loads(_meta(transaction, DONE) or "{}")
+            if self._source.name + STATE in done:
+                return
+            for name, (id, delivered) in self._state.cursors.items():
+                if id <= base_id(self._source.generation + 1):
+                    execute(sql.ADD_CURSOR, (name, 0))
+                    execute(sql.CARRY_CURSOR, (id, delivered, name))
+            for reason, count in self._state.ledger.items():
+                transaction.count_in_ledger(reason, count)
+            for key, value in self._state.meta.items():
+                if key not in (PREVIOUS, DONE) and _meta(transaction, key) is None:
+                    execute(sql.SET_META, (key, value))
+            done[self._source.name + STATE] = time.time()
+            execute(sql.SET_META, (DONE, json.dumps(done)))
+
+    def _finish(self) -> int:
+        """Note that the source was read to its end, count what it did not have, and return how many that is."""
+        with self._outbox.writing() as transaction:
+            lost = self._count_lost(transaction) if self._source.database is not None else 0
+            transaction.count_in_ledger("lost", lost)
+            done = json.loads(_meta(transaction, DONE) or "{}")
+            done[self._source.name] = time.time()
+            transaction.execute(sql.SET_META, (DONE, json.dumps(done)))
+        return lost
+
+    def _count_lost(self, transaction: Transaction) -> int:
+        """Return how many ids were given to messages that were not settled and are not here now."""
+        last_id = max(self._highest_seen, self._previous.get("last_id", 0))
+        settled = [id for id, _ in self._state.cursors.values()]
+        first = min(settled) if settled else (self._lowest_seen or 1) - 1
+        unused = transaction.unused_ids(first, last_id)
+        unused -= sum(max(0, min(end, last_id) - max(start, first + 1) + 1) for start, end in self._state.gaps)
+        marked = {id: state for (_, id), (state, *_) in self._state.marks.items()}
+        unused -= sum(state == "delivered" and first < id <= last_id for id, state in marked.items())
+        gone = sum(
+            state in CARRIED_OVER and id <= first and transaction.unused_ids(id - 1, id) == 1
+            for id, state in marked.items()
+        )
+        return int(max(0, unused) + gone)
+
+
+def _meta(transaction: Transaction, key: str) -> str | None:
+    row = transaction.execute(sql.META, (key,)).fetchone()
+    return row[0] if row else None
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _optional_text(value: Any) -> str | None:
+    return _text(value) if isinstance(value, bytes) else None
+
+
+def _number(value: Any, default: float) -> float:
+    return value if isinstance(value, (int, float)) else default

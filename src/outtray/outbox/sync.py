@@ -1,0 +1,131 @@
+"""Having the write-ahead log on the disk: one fsync for all who wait, through one descriptor that stays open.
+
+It stays open because the kernel tells of a failed write-back once for each descriptor: who opens the file
+afterwards hears nothing of it. SQLite keeps no locks on the log, so opening and closing it harms nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+if sys.platform == "darwin":
+    import fcntl
+
+    def _fsync(descriptor: int) -> None:
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync there leaves the data in the disk's cache
+else:
+    _fsync = os.fsync
+
+
+class Waiter:
+    """One append that waits for the disk; *is_settled* once it is known how that went, with *error* if it failed."""
+
+    __slots__ = ("error", "is_settled")
+
+    def __init__(self) -> None:
+        self.is_settled = False
+        self.error: OSError | None = None
+
+
+class Sync:
+    """The write-ahead log of the database that is open, if one is."""
+
+    def __init__(self) -> None:
+        self._turn = threading.RLock()
+        self._waiting: list[Waiter] = []
+        self._descriptor = -1
+        self._path = ""
+        self._is_entry_synced = False
+
+    def open(self, path: str) -> None:
+        """Begin with the log at *path*, which a connection has open. Raises OSError."""
+        with self._turn:
+            self.close()
+            self._descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+            self._path = path
+            self._is_entry_synced = False
+
+    def close(self) -> None:
+        """Settle those who wait, and let go of the log."""
+        with self._turn:
+            if self._waiting:
+                self._settle_all()
+            if self._descriptor >= 0:
+                descriptor, self._descriptor = self._descriptor, -1
+                os.close(descriptor)
+
+    def close_in_child(self) -> None:
+        """Let go of the log in a forked child: what the parent's threads wait for is the parent's to sync."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def join(self) -> Waiter:
+        """Return a waiter for what was committed just now; only inside the gate."""
+        waiter = Waiter()
+        self._waiting.append(waiter)
+        return waiter
+
+    def wait(self, waiter: Waiter) -> None:
+        """Return when what *waiter* stands for is on the disk. Raises OSError if that is not known.
+
+        The first of the waiting threads syncs for all that have committed by then; a failure is theirs for good.
+        """
+        with self._turn:
+            if not waiter.is_settled:
+                self._settle_all(waiter)
+        if waiter.error is not None:
+            raise waiter.error
+
+    def all(self) -> None:
+        """Have everything on the disk that was committed before. Raises OSError."""
+        waiter = Waiter()
+        with self._turn:
+            self._settle_all(waiter)
+        if waiter.error is not None:
+            raise waiter.error
+
+    def _settle_all(self, *also: Waiter) -> None:
+        waiting, self._waiting = self._waiting, []
+        error: OSError | None = None
+        try:
+            self._sync()
+        except OSError as failure:
+            error = failure
+        for waiter in (*waiting, *also):
+            waiter.error, waiter.is_settled = error, True
+
+    def _sync(self) -> None:
+        descriptor = self._descriptor
+        if descriptor < 0:
+            self._sync_closed()
+            return
+        _fsync(descriptor)
+        if not self._is_entry_synced:
+            sync_directory(os.path.dirname(self._path))
+            self._is_entry_synced = True
+        if os.fstat(descriptor).st_nlink == 0:
+            raise FileNotFoundError(f"{self._path} was deleted while it was in use")
+
+    def _sync_closed(self) -> None:
+        """Sync the log of a database that is closed: it is still there if another process has it open."""
+        if not self._path or not os.path.exists(self._path):
+            return  # it was checkpointed, and with that synced, by whoever closed last
+        descriptor = os.open(self._path, os.O_RDWR)
+        try:
+            _fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_directory(os.path.dirname(self._path))
+
+
+def sync_directory(path: str) -> None:
+    """Have the directory's entries on the disk; nothing to do where directories cannot be opened (Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
