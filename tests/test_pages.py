@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 import tracemalloc
-import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 
 from outtray.outbox import pages
 from outtray.outbox.pages import Record, records
-from outtray.outbox.records import Mark
+from outtray.outbox.records import Mark, checksum
 from outtray.outbox.store import Outbox, shared
 
 MIB = 1024 * 1024
@@ -76,10 +75,6 @@ def messages(found: Iterator[Record]) -> dict[int, tuple[object, ...]]:
 def is_intact(record: Record) -> bool:
     body = record.values[5]
     return isinstance(body, bytes) and checksum(record.rowid or 0, body) == record.values[4]
-
-
-def checksum(id: int, body: bytes) -> int:
-    return zlib.crc32(body)
 
 
 def row(id: int, message_id: str, event: str, accepted_at: float, body: str) -> tuple[object, ...]:

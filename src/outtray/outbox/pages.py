@@ -55,9 +55,10 @@ class Record:
         self.values = values
 
 
-def records(database_path: str | None, wal_path: str | None) -> Iterator[Record]:
+def records(database_path: str | None, wal_path: str | None, *, newest_only: bool = False) -> Iterator[Record]:
     """Give every record in the pages of the database file and in the frames of its WAL, in the order of the files.
 
+    With *newest_only* only the newest image of each page is read: what was deleted since does not come up again.
     A record comes once for each page in which it stands, and once more for each other way to put a long one
     together. Whatever the files hold, this ends and raises nothing; it reads them page by page. Raises OSError
     where a file cannot be opened.
@@ -65,7 +66,9 @@ def records(database_path: str | None, wal_path: str | None) -> Iterator[Record]
     with _opened(database_path) as database, _opened(wal_path) as wal:
         header = _read(database, 0, _DATABASE_HEADER_BYTES)
         for page_bytes in _page_sizes(header, _read(wal, 0, _WAL_HEADER_BYTES)):
-            yield from _Images(database, wal, page_bytes, reserved=header[20] if len(header) > 20 else 0).records()
+            yield from _Images(database, wal, page_bytes, reserved=header[20] if len(header) > 20 else 0).records(
+                newest_only
+            )
 
 
 class _Images:
@@ -93,11 +96,26 @@ class _Images:
             if any(head[4:]):
                 self._commits.append(frame)
 
-    def records(self) -> Iterator[Record]:
+    def records(self, newest_only: bool) -> Iterator[Record]:
+        newest = self._newest() if newest_only else {}
         for number in range(1, self._page_count + 1):
-            yield from self._records_of(self._image(number, -1), number, -1)
+            if number not in newest:
+                yield from self._records_of(self._image(number, -1), number, -1)
+        if newest_only:
+            for number, frame in newest.items():
+                yield from self._records_of(self._image(number, frame), number, frame)
+            return
         for frame, number in enumerate(self._numbers):
             yield from self._records_of(self._image(number, frame), number, frame)
+
+    def _newest(self) -> dict[int, int]:
+        """Return the newest frame of each page that has one.
+
+        Frames with other salts are left from an earlier round of the log: the database has had them since.
+        """
+        salts = {_read(self._wal, 16, 8), _read(self._wal, self._offset(0) + 8, 8)}
+        current = [n for n in range(len(self._numbers)) if _read(self._wal, self._offset(n) + 8, 8) in salts]
+        return {self._numbers[frame]: frame for frame in current}
 
     def _offset(self, frame: int) -> int:
         return _WAL_HEADER_BYTES + frame * (_FRAME_HEADER_BYTES + self._page_bytes)
