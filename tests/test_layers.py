@@ -37,6 +37,7 @@ ORDER = (
     "outbox.database",
     "outbox.store",
     "outbox.upkeep",
+    "outbox.erasure",
     "outbox.look",
     "request",
     "destinations",

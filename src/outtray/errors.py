@@ -8,6 +8,7 @@
     │   ├── OutboxBusy           another process or thread kept the gate longer than the deadline
     │   ├── OutboxFull           ``max_bytes`` is reached and nothing delivered is left to remove
     │   ├── OutboxUnusable       the directory or the file cannot be used
+    │   ├── OutboxDenied         the user denied consent meanwhile; not counted in the ledger
     │   └── MessageTooLarge      the message is above ``max_message_bytes``
     ├── DeliveryError            the batch was not delivered; ``status`` is the HTTP status or None
     │   ├── Postponed            all stays pending, try again after a wait
@@ -52,6 +53,12 @@ class OutboxUnusable(OutboxError):
     """The directory or its files cannot be used as an outbox."""
 
     reason = "unusable"
+
+
+class OutboxDenied(OutboxError):
+    """The user's choice is that nothing is recorded."""
+
+    reason = "denied"
 
 
 class MessageTooLarge(OutboxError):

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from outtray import journal
+from outtray import consent, journal
 from outtray.delivery.drain import Drain, delivery_settings
 from outtray.delivery.lock import DrainLock
 from outtray.errors import Held, OutboxBusy, OutboxError, SettingsError
@@ -124,7 +124,7 @@ class _Run:
                 heed_wait=heed_wait,
                 deadline=self._end,
                 limit=None if self._limit is None else self._limit - self._delivered - self._dead,
-                go_on=self._lock.beat,
+                go_on=self._may_go_on,
             )
             heed_wait = True
             wait = self._steps(drain)
@@ -134,6 +134,9 @@ class _Run:
                 return self._report("limit" if self._is_limit_reached() else "drained")
             if self._is_settled():
                 break
+            agreed = consent.decide(self._settings, afresh=True)
+            if agreed.state != consent.GRANTED:
+                return self._report("denied", f"consent is {agreed.state} ({agreed.reason})")
             if not self._lock.beat():
                 return None
             if wait == 0.0:
@@ -152,10 +155,13 @@ class _Run:
         while wait == 0.0:
             if self._progress is not None:
                 self._progress(self._delivered + drain.delivered + self._dead + drain.dead)
-            if self._is_settled() or not self._lock.beat() or time.monotonic() >= self._end:
+            if self._is_settled() or not self._may_go_on() or time.monotonic() >= self._end:
                 return 0.0
             wait = drain.step()
         return wait
+
+    def _may_go_on(self) -> bool:
+        return self._lock.beat() and consent.decide(self._settings, afresh=True).state == consent.GRANTED
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds

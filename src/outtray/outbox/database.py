@@ -6,14 +6,14 @@ import os
 import sqlite3
 import sys
 
-from outtray import journal
-from outtray.errors import OutboxError, OutboxUnusable
+from outtray import consent, journal
+from outtray.errors import OutboxBusy, OutboxError, OutboxUnusable
 from outtray.outbox import sql
 from outtray.outbox.connection import open_database, sync_directory, translated
 from outtray.outbox.files import database_path, gate_path, newest_generation
 from outtray.outbox.gate import Gate, Header
 from outtray.outbox.ledger import Ledger
-from outtray.outbox.transaction import Transaction
+from outtray.outbox.transaction import WITHDRAWN, Transaction
 from outtray.settings import make_directory
 
 TYPE_CHECKING = False
@@ -31,6 +31,7 @@ class Database:
         self.directory = directory
         self.unsynced = False
         self.openings = 0
+        self.replacements = 0  # of the directory, such as by `rm -rf` and the next message
         self._gate = Gate(gate_path(directory))
         self._connection: sqlite3.Connection | None = None
         self._path = ""
@@ -99,13 +100,21 @@ class Database:
             finally:
                 self._leave(frame)
 
-    def empty_wal(self) -> None:
-        """Move all of the WAL into the database and cut it to nothing, so that no deleted text is left in it."""
+    def empty_wal(self, *, rebuild: bool = False) -> None:
+        """Move all of the WAL into the database and cut it to nothing, so that no deleted text is left in it.
+
+        With *rebuild* the database is written anew before: rows that were moved, as their neighbours went, left
+        copies in its free space.
+        """
         frame = sys._getframe()
         try:
             self._enter(frame)
             connection, _ = self._ready()
-            connection.execute(sql.TRUNCATE_WAL)
+            if rebuild:
+                connection.execute(sql.VACUUM)
+            (is_busy, _, _) = connection.execute(sql.TRUNCATE_WAL).fetchone()
+            if is_busy:
+                raise OutboxBusy(f"{self._path} is being read by another program, so deleted text is still in its log")
         except (sqlite3.Error, OSError) as error:
             raise translated(error, self._path) from error
         finally:
@@ -207,6 +216,7 @@ class Database:
         if not self._gate.file.is_at_path():  # the directory is gone or another: begin with what is there
             make_directory(self.directory)
             self._gate.reopen()
+            self.replacements += 1
         header = self._gate.read()
         generation = header.generation if header else newest_generation(self.directory)
         self._path = database_path(self.directory, generation)
@@ -217,6 +227,7 @@ class Database:
             if header.last_id > highest:
                 self._count_missing(connection, header.last_id, header.last_id - highest)
             header.last_id = max(header.last_id, highest)
+            self._heed_choice(connection, header)
             self._gate.write(header)
         except BaseException:
             connection.close()
@@ -228,6 +239,13 @@ class Database:
         self.openings += 1
         self.unsynced = True  # a program that was killed may have left something that nobody synced
         return connection, header
+
+    def _heed_choice(self, connection: sqlite3.Connection, header: Header) -> None:
+        """Have the user's choice in the header; a denial that is not there yet was ended before it had withdrawn."""
+        choice = consent.stored(self.directory)
+        if choice == consent.DENIED != header.choice and header.last_id:
+            Transaction(connection, header).begin_erasure(WITHDRAWN)
+        header.choice = choice
 
     def _count_missing(self, connection: sqlite3.Connection, last_id: int, missing: int) -> None:
         """Count messages that the header knows and the database lost, once."""

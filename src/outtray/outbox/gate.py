@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 
+from outtray.consent import CHOICES
 from outtray.errors import OutboxBusy
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.files import MAJOR
@@ -27,11 +28,15 @@ DEADLINE = 2.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.004, 0.0001  # seconds; pauses shrink, so that who waited longest asks most often
 
 
+CHOICE_BITS = 0b11
+"""The bits of the flags that hold the user's choice: its place in `consent.CHOICES`."""
+
+
 class Header:
     """What the gate's file says.
 
     *generation* and *epoch* count database files and withdrawals, *last_id* is the newest id ever given,
-    *pid* wrote the header last, *flags* are bits kept for later.
+    *pid* wrote the header last, *flags* are bits: `CHOICE_BITS`, and others kept for later.
     """
 
     LAYOUT = struct.Struct("<8sHHIQQI4x")  # and 4 bytes of crc32 behind it
@@ -46,6 +51,15 @@ class Header:
         self.last_id = last_id
         self.pid = pid
         self.flags = flags
+
+    @property
+    def choice(self) -> str | None:
+        """The user's choice of consent, as whoever wrote it last found it in its file."""
+        return CHOICES[self.flags & CHOICE_BITS]
+
+    @choice.setter
+    def choice(self, choice: str | None) -> None:
+        self.flags = self.flags & ~CHOICE_BITS | CHOICES.index(choice)
 
     def to_bytes(self) -> bytes:
         """Return the header as it stands in the file."""

@@ -7,11 +7,12 @@ import sys
 import time
 import zlib
 
-from outtray import forking
-from outtray.errors import OutboxBusy, OutboxFull
+from outtray import consent, forking, identity
+from outtray.errors import OutboxBusy, OutboxDenied, OutboxFull
 from outtray.outbox import sql
 from outtray.outbox.connection import translated
 from outtray.outbox.database import Database
+from outtray.outbox.gate import CHOICE_BITS
 from outtray.outbox.records import Batch, Cursor, Mark, Message
 from outtray.outbox.transaction import Transaction
 
@@ -32,8 +33,8 @@ DELIVERY_SETTINGS = "delivery"
 class Outbox(Database):
     """The messages of one application and how far each destination is.
 
-    *destination* is where new messages go, *max_bytes* bounds the live bytes of the database. Methods raise
-    OutboxError.
+    *destination* is where new messages go, *max_bytes* bounds the live bytes of the database, *epoch* is the one in
+    which this process last saw that its client id holds, 0 before. Methods raise OutboxError.
     """
 
     def __init__(self, directory: str, *, destination: str, max_bytes: int) -> None:
@@ -41,14 +42,29 @@ class Outbox(Database):
         self.destination = destination
         self.max_bytes = max_bytes
         self.last_id = 0
+        self.epoch = 0
+        self._replacements = 0
         self._unchecked = 0
 
     # Appending
 
-    def append(self, message_id: str, event: str, body: str, *, accepted_at: float, local: bool = False) -> int:
+    def append(
+        self,
+        message_id: str,
+        event: str,
+        body: str,
+        *,
+        accepted_at: float,
+        local: bool = False,
+        follows_choice: bool = False,
+        epoch: int | None = None,
+    ) -> int:
         """Commit one message and return its id; when this returns, `kill -9` does not lose it any more.
 
-        *body* is the encoded message; a *local* one is recorded and not sent.
+        *body* is the encoded message; a *local* one is recorded and not sent. With *follows_choice* the user's
+        choice says whether it is local, and OutboxDenied is raised where it is a denial. *epoch* is the outbox's
+        as it was before the caller put its client id into *body*: in a later one that id may be forgotten, and
+        is replaced; None where there is none in it.
         Raises OutboxBusy, OutboxFull, OutboxUnusable: then nothing was stored.
         """
         data = body.encode()
@@ -57,6 +73,12 @@ class Outbox(Database):
         try:
             self._enter(frame)
             connection, header = self._ready()
+            if follows_choice and header.flags & CHOICE_BITS:
+                local = self._is_local(header, otherwise=local)
+            if epoch is not None and epoch != header.epoch:
+                body = self._with_valid_id(body, header)
+                data = body.encode()
+                row = (message_id, event, accepted_at, zlib.crc32(data), body)
             self._unchecked -= len(data)
             if self._is_fresh or self._unchecked < 0 or local or self._ledger:
                 self._append_with_care(connection, header, row, local=local)
@@ -70,6 +92,26 @@ class Outbox(Database):
         self.last_id = header.last_id
         self.unsynced = True
         return header.last_id
+
+    def _is_local(self, header: Header, *, otherwise: bool) -> bool:
+        """Return whether the user chose that messages are not sent. Raises OutboxDenied."""
+        if header.choice == consent.DENIED:
+            header.choice = consent.stored(self.directory)  # a command may have ended between the file and the header
+        if header.choice == consent.DENIED:
+            raise OutboxDenied(f"the user denied consent for {self.directory}")
+        return otherwise if header.choice is None else header.choice == consent.LOCAL
+
+    def _with_valid_id(self, body: str, header: Header) -> str:
+        """Return *body* with the client id that holds now: only inside the gate nobody can forget it meanwhile."""
+        is_same_place = self._replacements == self.replacements
+        body = identity.with_valid_id(self.directory, body, forgettable=is_same_place)
+        self.epoch, self._replacements = header.epoch, self.replacements
+        return body
+
+    def keep_identity(self) -> bool:
+        """Have the client id on the disk, unless it may be forgotten by now; False if that is to be repeated."""
+        with self.writing() as transaction:
+            return transaction.header.epoch == self.epoch and identity.keep(self.directory)
 
     def _insert(self, connection: sqlite3.Connection, header: Header, row: tuple[object, ...]) -> None:
         try:
