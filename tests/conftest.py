@@ -35,7 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def _close_outboxes() -> None:
     """End the threads and forget the outboxes of the test, so that the next one begins as in a new process."""
-    from outtray import client, identity, journal
+    from outtray import client, consent, identity, journal
     from outtray.delivery import flusher
     from outtray.outbox import store
 
@@ -44,6 +44,7 @@ def _close_outboxes() -> None:
     flusher._shared.clear()
     store._shared.clear()
     identity._known.clear()
+    consent._known.clear()
     journal._last.clear()
     journal._skipped.clear()
     client.default_client._line = None

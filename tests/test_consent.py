@@ -17,6 +17,7 @@ RULES = {
     "argument": "the application says so",
     "environment": "OUTTRAY_CONSENT",
     "do not track": "DO_NOT_TRACK",
+    "choice": "your choice, see `outtray consent`",
     "file": "the config file",
     "default": "nobody said otherwise",
 }
@@ -24,7 +25,7 @@ RULES = {
 
 def decided(environ: dict[str, str] | None = None, **options: Any) -> tuple[str, str]:
     surroundings = {"HOME": os.environ["HOME"], **(environ or {})}
-    found = consent.decide(settings.resolve(options, surroundings), surroundings)
+    found = consent.decide(settings.resolve(options, surroundings), surroundings, afresh=True)
     return found.state, found.reason
 
 
@@ -34,11 +35,28 @@ def test_the_first_rule_that_says_something_decides(home: Path) -> None:
     file.parent.mkdir(parents=True)
     file.write_text('consent = "local"\n')
     assert decided() == ("local", RULES["file"])
+    choice = home / ".local" / "state" / "outtray" / "default" / "consent"
+    choice.parent.mkdir(parents=True)
+    choice.write_text("denied\n")
+    assert decided() == ("denied", RULES["choice"])
+    choice.write_text("granted\n")
+    assert decided() == ("granted", RULES["choice"])
     assert decided({"DO_NOT_TRACK": "1"}) == ("denied", RULES["do not track"])
     both = {"DO_NOT_TRACK": "1", "OUTTRAY_CONSENT": "granted"}
     assert decided(both) == ("granted", RULES["environment"])
     assert decided(both, consent="local") == ("local", RULES["argument"])
     file.unlink()
+
+
+def test_the_choice_is_each_applications_own(home: Path) -> None:
+    choice = home / ".local" / "state" / "outtray" / "a" / "consent"
+    choice.parent.mkdir(parents=True)
+    choice.write_text("denied\n")
+    assert outtray.Tray(app="a").track("e") is False
+    assert [path.name for path in choice.parent.iterdir()] == ["consent"]
+    other = outtray.Tray(app="b", flush="manual")
+    assert other.track("e") is True
+    other.close()
 
 
 @pytest.mark.parametrize(("value", "denies"), [

@@ -43,6 +43,7 @@ ORDER = (
     "outbox.pages",
     "outbox.recovery",
     "outbox.upkeep",
+    "outbox.erasure",
     "outbox.look",
     "request",
     "destinations",

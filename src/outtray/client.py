@@ -10,7 +10,7 @@ from outtray import consent, identity, journal
 from outtray import settings as settings_module
 from outtray.delivery import flusher
 from outtray.encoding import as_properties, clock_text, encode, new_message_id, timestamp_text
-from outtray.errors import MessageTooLarge, OuttrayError
+from outtray.errors import MessageTooLarge, OutboxDenied, OuttrayError
 from outtray.outbox import store
 
 TYPE_CHECKING = False
@@ -54,13 +54,16 @@ class Client:
         return self._line.last_id if self._line is not None else None
 
     def decide_consent(self) -> Consent:
-        """Return the consent in force at this moment, with which rule decided it."""
+        """Return the consent in force at this moment, with which rule decided it.
+
+        Before the first message no outbox says that a choice is an old one.
+        """
         settings = self.settings
         if self._journaled is not settings:
             self._journaled = settings
             for problem in settings.problems:
                 journal.setting_passed_over(problem)
-        return consent.decide(settings)
+        return consent.decide(settings, afresh=self._line is None)
 
     def identify(
         self,
@@ -136,13 +139,15 @@ class Client:
         text = encode(message)
         if not self.send:
             return True, text
-        agreed = self.decide_consent().state
-        if consent.disabled.get() or (agreed == consent.DENIED and not despite_denial):
+        agreed = self.decide_consent()
+        is_denied = agreed.state == consent.DENIED
+        if consent.disabled.get() or (is_denied and not despite_denial):
             return False, text
         line = self._line
         if line is None or line.settings is not settings:
             line = self._line = _Line(settings)
-        return line.store(message_id, event, text, now, is_local=agreed == consent.LOCAL)
+        is_local, follows_choice = agreed.state == consent.LOCAL, agreed.follows_choice and not despite_denial
+        return line.store(message_id, event, text, now, is_local=is_local, follows_choice=follows_choice)
 
 
 class _Line:
@@ -155,16 +160,29 @@ class _Line:
         self._outbox = store.of(settings)
         self._flusher = flusher.shared(self._outbox, settings)
 
-    def store(self, message_id: str, event: str, text: str, now: float, *, is_local: bool) -> tuple[bool, str]:
+    def store(
+        self, message_id: str, event: str, text: str, now: float, *, is_local: bool, follows_choice: bool
+    ) -> tuple[bool, str]:
         """Commit the message, wake the flusher, and return True; False, and counted, where it is not taken.
 
-        Returns the text too, as it was stored.
+        Not counted where the user denied consent. Returns the text too, as it was stored.
         """
         outbox = self._outbox
+        epoch = outbox.epoch if identity.is_kept(outbox.directory) else 0
         try:
             self._require_size(text)
-            text = identity.with_kept_id(outbox.directory, text)
-            id = outbox.append(_searchable(message_id), _searchable(event), text, accepted_at=now, local=is_local)
+            id = outbox.append(
+                _searchable(message_id),
+                _searchable(event),
+                identity.with_latest_id(outbox.directory, text),
+                accepted_at=now,
+                local=is_local,
+                follows_choice=follows_choice,
+                epoch=epoch,
+            )
+        except OutboxDenied:
+            consent.forget_known(outbox.directory)
+            return False, text
         except OuttrayError as error:
             reason = getattr(error, "reason", "error")
             journal.refused(reason, error)
@@ -174,7 +192,7 @@ class _Line:
             self._told = outbox.openings if self._tell_others() else None
         self.last_id = id
         self._flusher.wake()
-        return True, text
+        return True, identity.with_latest_id(outbox.directory, text)
 
     def _require_size(self, text: str) -> None:
         limit = self.settings.max_message_bytes
@@ -186,14 +204,13 @@ class _Line:
 
         The outbox is another one once it was opened anew: somebody may have deleted the directory.
         """
-        is_kept = identity.keep(self._outbox.directory)
         known = self.settings.to_store()
-        if not known:
-            return is_kept
         try:
-            self._outbox.set_meta(store.DELIVERY_SETTINGS, json.dumps(known, sort_keys=True))
+            is_kept = self._outbox.keep_identity()
+            if known:
+                self._outbox.set_meta(store.DELIVERY_SETTINGS, json.dumps(known, sort_keys=True))
         except OuttrayError as error:
-            journal.failed("storing the delivery settings", error)
+            journal.failed("storing what other processes need", error)
             return False
         return is_kept
 

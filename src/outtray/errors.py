@@ -11,6 +11,7 @@
     │   ├── OutboxUnusable       the directory or the file cannot be used
     │   ├── OutboxDamaged        the file was damaged and another was begun: try again
     │   ├── SyncFailed           the disk did not confirm the message: it may be delivered, or lost with the power
+    │   ├── OutboxDenied         the user denied consent meanwhile; not counted in the ledger
     │   └── MessageTooLarge      the message is above ``max_message_bytes``
     ├── DeliveryError            the batch was not delivered; ``status`` is the HTTP status or None
     │   ├── Postponed            all stays pending, try again after a wait
@@ -73,6 +74,12 @@ class SyncFailed(OutboxError):
     """With ``durability="power"``: the message is stored, but whether it outlives a power cut is unknown."""
 
     reason = "unknown"
+
+
+class OutboxDenied(OutboxError):
+    """The user's choice is that nothing is recorded."""
+
+    reason = "denied"
 
 
 class MessageTooLarge(OutboxError):

@@ -42,7 +42,30 @@ def with_kept_id(directory: str, text: str) -> str:
         return text  # nobody asked for it, so it is not in there
     if not known.is_kept:
         keep(directory)  # where that fails it is tried again with the next message
-    return text if known.id == known.offered else text.replace(known.offered, known.id)
+    return with_latest_id(directory, text)
+
+
+def with_valid_id(directory: str, text: str, *, forgettable: bool) -> str:
+    """Return *text* as `with_kept_id` does, with a new id where the kept one was forgotten; only inside the gate.
+
+    Where it is not *forgettable* a missing file means that the whole directory was lost: then the id stays.
+    """
+    known = _known.get(directory)
+    if known is not None and known.is_kept and forgettable and _read(_path(directory)) != known.id:
+        known.offered, known.id, known.is_kept = known.id, _random_uuid(), False
+    return with_kept_id(directory, text)
+
+
+def with_latest_id(directory: str, text: str) -> str:
+    """Return *text* with the id that holds in this process, where another thread learnt of it meanwhile."""
+    known = _known.get(directory)
+    return text if known is None or known.id == known.offered else text.replace(known.offered, known.id)
+
+
+def is_kept(directory: str) -> bool:
+    """Tell whether no id was given out here that is not written down yet."""
+    known = _known.get(directory)
+    return known is None or known.is_kept
 
 
 def keep(directory: str) -> bool:
@@ -58,7 +81,7 @@ def keep(directory: str) -> bool:
         id = _read(path) or _written(directory, path, known.id)
     except OSError:
         return False
-    if known.is_kept:
+    if known.is_kept and known.id != id:
         known.offered = id  # what was kept before was somebody's id, and may be meant where it stands
     known.id, known.is_kept = id, True
     return True
@@ -66,10 +89,21 @@ def keep(directory: str) -> bool:
 
 def reset(directory: str) -> None:
     """Forget the client id; the next message makes a new one. Raises OSError if its file cannot be removed."""
-    path = _path(directory)
-    if os.path.lexists(path):
-        os.unlink(path)
+    if os.path.isdir(directory):
+        for name in os.listdir(directory):
+            if name == FILE_NAME or name.startswith(f"{FILE_NAME}."):  # the second is left by a killed process
+                _shred(os.path.join(directory, name))
     _known.pop(directory, None)
+
+
+def _shred(path: str) -> None:
+    """Overwrite and remove a file."""
+    if not os.path.islink(path):
+        with open(path, "r+b") as file:
+            file.write(b"\0" * os.fstat(file.fileno()).st_size)
+            file.flush()
+            os.fsync(file.fileno())
+    os.unlink(path)
 
 
 def _path(directory: str) -> str:

@@ -97,13 +97,16 @@ class Settings:
     def to_store(self) -> dict[str, Any]:
         """Return what drainers need to know of these settings: the named part of them, and never a secret.
 
-        ``needs_key`` tells that the host delivers with a key, or with something in its url that is not stored.
+        ``needs_key`` tells that the host delivers with a key, or with something in its url that is not stored;
+        ``consent`` is the host's own word, for who asks why another one has no effect.
         """
         kept = {name: getattr(self, name) for name in STORED if self.sources[name] != "default"}
         if self.url is None:
             return {}
         kept["url"] = without_credentials(self.url)
         kept["needs_key"] = bool(self.write_key or self.write_key_file) or kept["url"] != self.url
+        if self.sources["consent"] == "argument":
+            kept["consent"] = self.consent
         return kept
 
     def find_key(self) -> str | None:

@@ -126,7 +126,7 @@ class Tray:
             from outtray.delivery.flush import FlushReport, flush
 
         settings = self.settings
-        agreed = self._client.decide_consent()
+        agreed = consent.decide(settings, afresh=True)
         if agreed.state != consent.GRANTED:
             return FlushReport("denied", reason=f"consent is {agreed.state}: {agreed.reason}")
         if not exists(settings.directory):

@@ -27,6 +27,8 @@ COMMANDS = {
     "where": ("outtray.cli.where", "say where the outbox and the config file lie"),
     "retry": ("outtray.cli.retry", "make dead messages pending again"),
     "purge": ("outtray.cli.purge", "delete messages; delivered ones if nothing else is said"),
+    "consent": ("outtray.cli.consent", "say what is recorded and sent, and choose: on, local or off"),
+    "forget": ("outtray.cli.forget", "erase the client id and all messages"),
     "run": ("outtray.cli.run", "run a program that knows nothing of outtray with a bridge installed"),
     "demo": ("outtray.cli.demo", "the whole story in less than a minute, against a server of its own"),
 }

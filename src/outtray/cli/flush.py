@@ -13,7 +13,7 @@ from outtray.cli.exits import DONE, FINDINGS, KEPT, NOT_CONFIGURED
 from outtray.cli.output import age_text, count_text, is_interactive, say, size_text, write, write_json
 from outtray.delivery.status import status
 from outtray.errors import OutboxBusy, OutboxError, SettingsError
-from outtray.outbox import look
+from outtray.outbox import erasure, look
 from outtray.outbox.files import exists
 from outtray.settings import resolve
 
@@ -145,6 +145,7 @@ class _Run:
         try:
             if settings.problems:
                 raise SettingsError(f"{settings.problems[0]}; nothing was sent")
+            self._finish_withdrawal(settings)
             found = status(settings)
             if found["pending"] or found["deferred"]:
                 report = self._deliver(settings, found["pending"], heed_wait=heed_wait)
@@ -158,6 +159,12 @@ class _Run:
         if report.outcome == "limit" and not found["pending"]:
             report = replace(report, outcome="drained")
         return _Result(settings.app, report, found["pending"], found["deferred"], found.get("oldest_pending_age"))
+
+    def _finish_withdrawal(self, settings: Settings) -> None:
+        """Remove what a withdrawal that was ended before it was through has left. Raises OutboxError."""
+        if consent.stored(settings.directory) == consent.DENIED and exists(settings.directory):
+            with outboxes.opened(settings) as outbox:
+                erasure.finish(outbox)
 
     def _deliver(self, settings: Settings, pending: int, *, heed_wait: bool) -> FlushReport:
         from outtray.delivery.flush import FlushReport, flush

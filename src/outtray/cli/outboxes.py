@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from outtray.cli.arguments import setting
 from outtray.cli.exits import UsageError
 from outtray.cli.output import say
+from outtray.consent import stored
 from outtray.delivery.drain import delivery_settings
 from outtray.outbox import look, store
 from outtray.outbox.connection import translated
@@ -50,8 +51,7 @@ def the_one(arguments: argparse.Namespace) -> Settings:
         say(f"outtray: {problem}; the default stands (consent: denied)")
     found = chosen(arguments)
     if len(found) > 1:
-        names = ", ".join(settings.app for settings in found)
-        raise UsageError(f"there are several outboxes in {found[0].dir}, choose one with --app: {names}")
+        raise _several(base.dir, [settings.app for settings in found])
     if found:
         return found[0]
     named = base.sources["app"] != "default"
@@ -59,10 +59,28 @@ def the_one(arguments: argparse.Namespace) -> Settings:
     return base
 
 
-def apps(folder: str) -> list[str]:
+def the_application(arguments: argparse.Namespace) -> Settings:
+    """Return the settings of the one application that is meant: the named one, even if it has nothing here yet.
+
+    Else the only one that has an outbox or a choice of consent. Raises UsageError if several have.
+    """
+    base = resolve({"app": arguments.app, "dir": arguments.dir})
+    if base.sources["app"] != "default":
+        return base
+    names = apps(base.dir, or_choice=True)
+    if len(names) > 1:
+        raise _several(base.dir, names)
+    return resolve({"app": names[0], "dir": arguments.dir}) if names else base
+
+
+def _several(folder: str, names: list[str]) -> UsageError:
+    return UsageError(f"there are several outboxes in {folder}, choose one with --app: {', '.join(names)}")
+
+
+def apps(folder: str, *, or_choice: bool = False) -> list[str]:
     """Return the names of the applications that have an outbox in *folder*, usable or not, sorted.
 
-    Raises OutboxError.
+    With *or_choice* also of those that have only the user's choice of consent. Raises OutboxError.
     """
     if not os.path.isdir(folder):
         return []
@@ -70,7 +88,7 @@ def apps(folder: str) -> list[str]:
         names = os.listdir(folder)
     except OSError as error:
         raise translated(error, folder) from error
-    return sorted(name for name in names if _is_app(name) and _has_database(os.path.join(folder, name)))
+    return sorted(name for name in names if _is_app(name) and _is_there(os.path.join(folder, name), or_choice))
 
 
 def effective(settings: Settings) -> Settings:
@@ -122,9 +140,9 @@ def opened(settings: Settings) -> Iterator[Outbox]:
         outbox.close()
 
 
-def _has_database(directory: str) -> bool:
+def _is_there(directory: str, or_choice: bool) -> bool:
     try:
-        return has_database(directory)
+        return has_database(directory) or (or_choice and stored(directory) is not None)
     except OSError:
         return True  # whoever uses it will say what is wrong with it
 

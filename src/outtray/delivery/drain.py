@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from outtray import destinations, journal
 from outtray.delivery import backoff
 from outtray.errors import Held, OutboxBusy, OutboxError, Postponed, Rejected, SettingsError
+from outtray.outbox.erasure import remove_marked
 from outtray.outbox.records import Mark
 from outtray.outbox.store import DELIVERY_SETTINGS
 from outtray.settings import config_path, without_credentials
@@ -45,7 +46,7 @@ class Drain:
     *delivered*, *dead* count messages; *stopped_by* is the error that ended the run, if one did.
     *go_on* is called before each request and about five times a second while an answer is awaited; where it
     returns False no request begins. Once *is_leaving* says True an answer that still comes is not written
-    down. Raises SettingsError if url, destination or key are missing or wrong.
+    down. Raises SettingsError if url, destination or key are missing or wrong, and OutboxError.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Drain:
         go_on: Callable[[], bool] = lambda: True,
         is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
+        remove_marked(outbox)  # an erasure that was ended before it was through: none of it may be sent
         stored = delivery_settings(outbox)
         settings = settings.over(stored)
         if settings.url is None:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from outtray import journal
+from outtray import consent, journal
 from outtray.delivery.drain import Drain, delivery_settings
 from outtray.delivery.lock import DrainLock
 from outtray.errors import Held, OutboxBusy, OutboxDamaged, OutboxError, SettingsError
@@ -138,7 +138,7 @@ class _Run:
                 heed_wait=heed_wait,
                 deadline=self._end,
                 limit=None if self._limit is None else self._limit - self._delivered - self._dead,
-                go_on=self._lock.beat,
+                go_on=self._may_go_on,
             )
             heed_wait = True
             wait = self._steps(drain)
@@ -148,6 +148,9 @@ class _Run:
                 return self._report("limit" if self._is_limit_reached() else "drained")
             if self._is_settled():
                 break
+            agreed = consent.decide(self._settings, afresh=True)
+            if agreed.state != consent.GRANTED:
+                return self._report("denied", f"consent is {agreed.state} ({agreed.reason})")
             if not self._lock.beat():
                 return None
             if wait == 0.0:
@@ -171,6 +174,10 @@ class _Run:
             wait = drain.step()
         return wait
 
+    def _may_go_on(self) -> bool:
+        is_granted = consent.decide(self._settings, afresh=True).state == consent.GRANTED
+        return self._lock.beat() and is_granted and time.monotonic() < self._end
+
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
@@ -179,9 +186,6 @@ class _Run:
 
     def _is_settled(self) -> bool:
         return self._until_id is not None and self._outbox.is_settled(self._settings.destination, self._until_id)
-
-    def _may_go_on(self) -> bool:
-        return self._lock.beat() and time.monotonic() < self._end
 
     def _prune(self) -> None:
         try:

@@ -153,7 +153,7 @@ class Flusher:
 
         def go_on() -> bool:
             self._sync_if_needed()
-            return lock.beat() and not stopped.is_set()
+            return lock.beat() and not stopped.is_set() and self._may_send()
 
         try:
             if not lock.try_acquire():
@@ -185,7 +185,7 @@ class Flusher:
             self._outbox.sync()
 
     def _may_send(self) -> bool:
-        return consent.decide(self.settings).state == consent.GRANTED
+        return consent.decide(self.settings, afresh=True).state == consent.GRANTED
 
 
 _shared: dict[str, Flusher] = {}

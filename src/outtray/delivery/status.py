@@ -43,7 +43,7 @@ def status(settings: Settings) -> dict[str, Any]:
 
     Nothing is written. Where there is no outbox yet the counts are 0. Raises OutboxError, also where there can be none.
     """
-    agreed = consent.decide(settings)
+    agreed = consent.decide(settings, afresh=True)
     found, size, stored = EMPTY, 0, {}
     if exists(settings.directory):
         with look.look(settings.directory) as view:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import sys
 
-from outtray import journal
+from outtray import consent, journal
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, OutboxUnusable
 from outtray.outbox import generation, places, reserve, sql
 from outtray.outbox.connection import DamageFound, is_damage, open_database, translated
@@ -14,7 +14,7 @@ from outtray.outbox.files import database_path, gate_path, newest_generation
 from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Gate, Header, new_epoch
 from outtray.outbox.ledger import Ledger
 from outtray.outbox.sync import Sync
-from outtray.outbox.transaction import Transaction
+from outtray.outbox.transaction import WITHDRAWN, Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Database:
         self.directory = directory
         self.unsynced = False
         self.openings = 0
+        self.replacements = 0  # of the directory, such as by `rm -rf` and the next message
         self._gate = Gate(gate_path(directory))
         self._connection: sqlite3.Connection | None = None
         self._path = ""
@@ -105,13 +106,21 @@ class Database:
             finally:
                 self._leave(frame)
 
-    def empty_wal(self) -> None:
-        """Move all of the WAL into the database and cut it to nothing, so that no deleted text is left in it."""
+    def empty_wal(self, *, rebuild: bool = False) -> None:
+        """Move all of the WAL into the database and cut it to nothing, so that no deleted text is left in it.
+
+        With *rebuild* the database is written anew before: rows that were moved, as their neighbours went, left
+        copies in its free space.
+        """
         frame = sys._getframe()
         try:
             self._enter(frame)
             connection, _ = self._ready()
-            connection.execute(sql.TRUNCATE_WAL)
+            if rebuild:
+                connection.execute(sql.VACUUM)
+            (is_busy, _, _) = connection.execute(sql.TRUNCATE_WAL).fetchone()
+            if is_busy:
+                raise OutboxBusy(f"{self._path} is being read by another program, so deleted text is still in its log")
         except (sqlite3.Error, OSError) as error:
             raise translated(error, self._path) from error
         finally:
@@ -246,6 +255,7 @@ class Database:
         if not self._gate.file.is_at_path():  # the directory is gone or another: begin with what is there
             places.prepare(self.directory)
             self._gate.reopen()
+            self.replacements += 1
         header = self._gate.read()
         try:
             connection, header = self._open_generation(header)
@@ -271,6 +281,7 @@ class Database:
             if header.last_id > highest:
                 self._count_missing(connection, number, highest, header.last_id)
             header.last_id = max(header.last_id, highest)
+            self._heed_choice(connection, header)
             self._gate.write(header)
         except BaseException:
             connection.close()
@@ -282,6 +293,7 @@ class Database:
         self._close_connection()
         connection, header = generation.begin(self.directory, self._gate.read(), error)
         try:
+            self._heed_choice(connection, header)
             self._gate.write(header)
             self._gate.file.sync()
         except BaseException:
@@ -303,6 +315,13 @@ class Database:
         self.openings += 1
         self.unsynced = True  # a program that was killed may have left something that nobody synced
         return connection, header
+
+    def _heed_choice(self, connection: sqlite3.Connection, header: Header) -> None:
+        """Have the user's choice in the header; a denial that is not there yet was ended before it had withdrawn."""
+        choice = consent.stored(self.directory)
+        if choice == consent.DENIED != header.choice and header.last_id:
+            Transaction(connection, header).begin_erasure(WITHDRAWN)
+        header.choice = choice
 
     def leave_damaged(self, error: BaseException, number: int) -> OutboxDamaged:
         """Begin a new generation, unless another thread or process did since *number* was found damaged.

@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 
+from outtray.consent import CHOICES
 from outtray.errors import OutboxBusy, OutboxUnusable
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.files import MAJOR
@@ -26,6 +27,9 @@ DEADLINE = 2.0
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.004, 0.0001  # seconds; pauses shrink, so that who waited longest asks most often
 
+
+CHOICE_BITS = 0b11
+"""The bits of the flags that hold the user's choice: its place in `consent.CHOICES`."""
 
 REWRITE_WAL = 4
 """Flag: the disk did not confirm the write-ahead log; nothing is stored until it was moved into the database."""
@@ -44,7 +48,7 @@ class Header:
 
     *generation* and *epoch* count database files and withdrawals, *last_id* is the newest id ever given, all
     up to *settled_id* is settled for every destination, as was last written down (for `recovery`),
-    *pid* wrote the header last, *flags* are `REWRITE_WAL`, `NO_ROOM` and, in the lowest two bits, the user's consent.
+    *pid* wrote the header last, *flags* are bits: `CHOICE_BITS`, `REWRITE_WAL`, `NO_ROOM`.
     """
 
     LAYOUT = struct.Struct("<8sHHIQQQI4x")  # and 4 bytes of crc32 behind it
@@ -62,6 +66,15 @@ class Header:
         self.settled_id = settled_id
         self.pid = pid
         self.flags = flags
+
+    @property
+    def choice(self) -> str | None:
+        """The user's choice of consent, as whoever wrote it last found it in its file."""
+        return CHOICES[self.flags & CHOICE_BITS]
+
+    @choice.setter
+    def choice(self, choice: str | None) -> None:
+        self.flags = self.flags & ~CHOICE_BITS | CHOICES.index(choice)
 
     def to_bytes(self) -> bytes:
         """Return the header as it stands in the file."""

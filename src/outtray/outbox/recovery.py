@@ -11,13 +11,13 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from outtray import journal
+from outtray import consent, journal
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
 from outtray.outbox import pages, sql
 from outtray.outbox.files import MAJOR, database_path, generations, kept_wals
 from outtray.outbox.generation import PREVIOUS, base_id
 from outtray.outbox.records import checksum
-from outtray.outbox.transaction import ROWS_UNDER_THE_GATE
+from outtray.outbox.transaction import ERASING, ROWS_UNDER_THE_GATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,8 +95,11 @@ def waiting(outbox: Outbox) -> list[Source]:
 def salvage(outbox: Outbox, go_on: Callable[[], bool] = lambda: True) -> int:
     """Bring back what waits in damaged files and return how many messages; only for who holds the drain lock.
 
-    Where *go_on* says False it ends; the next call goes on. Raises OutboxError, OSError.
+    Where *go_on* says False it ends; the next call goes on. What the user denied stays where it is, to be erased.
+    Raises OutboxError, OSError.
     """
+    if consent.stored(outbox.directory) == consent.DENIED:
+        return 0
     saved = 0
     for source in waiting(outbox):
         count, lost = _Salvage(outbox, source, go_on).run()
@@ -193,6 +196,12 @@ class _Salvage:
         self._bring_back(rows)
         return self._saved, self._finish()
 
+    @property
+    def _erased_id(self) -> int:
+        """Up to which id messages were being erased when the source was left, 0 if none."""
+        until = self._state.meta.get(ERASING, "").partition(" ")[2]
+        return int(until) if until.isdecimal() else 0
+
     def _known(self) -> dict[str, int]:
         """Return what the header said when the source was left, empty if it was not this one, or nothing is known."""
         known = dict(json.loads(self._outbox.meta(PREVIOUS) or "{}"))
@@ -213,6 +222,8 @@ class _Salvage:
                         yield id, _text(message_id), _text(event), float(accepted_at), crc, _text(body)
 
     def _is_wanted(self, id: int) -> bool:
+        if id <= self._erased_id:
+            return False
         if self._source.database is None or not self._state.cursors:
             return True  # the gaps of the database in use tell, or nobody knows
         return any(

@@ -83,6 +83,7 @@ HIGHEST_ID = """SELECT max(coalesce((SELECT max(id) FROM messages), 0), coalesce
     coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'removed_id'), 0))"""
 META = "SELECT value FROM meta WHERE key = ?"
 SET_META = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+DELETE_META = "DELETE FROM meta WHERE key = ? AND value = ?"
 ADD_CURSOR = "INSERT INTO cursors (destination, id) VALUES (?, ?) ON CONFLICT DO NOTHING"
 
 BEGIN, COMMIT, ROLLBACK = "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"
@@ -173,7 +174,16 @@ PRUNE_DELIVERIES = """DELETE FROM deliveries WHERE id IN (SELECT id FROM deliver
     AND last_id < coalesce((SELECT min(id) FROM messages), ?2) LIMIT ?3)"""
 LIVE_BYTES = """SELECT (page_count - freelist_count) * page_size
     FROM pragma_page_count, pragma_freelist_count, pragma_page_size"""
+# What is to be erased up to the id ?1: everything, or what is not delivered to each destination; the first ?2.
+EVERYTHING = "SELECT id FROM messages WHERE id <= ?1 ORDER BY id LIMIT ?2"
+UNDELIVERED = """SELECT id FROM messages m WHERE id > (SELECT min(id) FROM cursors) AND id <= ?1
+        AND EXISTS (SELECT 1 FROM message_states s WHERE s.id = m.id AND s.state <> 'delivered')
+    UNION SELECT m.id FROM exceptions e JOIN messages m ON m.id = e.id WHERE e.state <> 'delivered' AND m.id <= ?1
+    ORDER BY 1 LIMIT ?2"""
+DELETE_MARKS = "DELETE FROM exceptions WHERE id <= ? AND state <> 'delivered'"
+DELETE_DELIVERIES = "DELETE FROM deliveries WHERE last_id <= ?"
 SECURE_DELETE = "PRAGMA secure_delete = {}"
+VACUUM = "VACUUM"
 TRUNCATE_WAL = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 # Looking

@@ -6,12 +6,12 @@ import sqlite3
 import sys
 import time
 
-from outtray import forking
-from outtray.errors import DiskFull, OutboxBusy, OutboxFull, OutboxUnusable, SyncFailed
+from outtray import consent, forking, identity
+from outtray.errors import DiskFull, OutboxBusy, OutboxDenied, OutboxFull, OutboxUnusable, SyncFailed
 from outtray.outbox import reserve, sql
 from outtray.outbox.connection import is_damage, translated
 from outtray.outbox.database import Database
-from outtray.outbox.gate import NO_ROOM
+from outtray.outbox.gate import CHOICE_BITS, NO_ROOM
 from outtray.outbox.records import Batch, Cursor, Mark, Message, checksum
 from outtray.outbox.transaction import Transaction
 
@@ -38,7 +38,8 @@ class Outbox(Database):
     """The messages of one application and how far each destination is.
 
     *destination* is where new messages go, *max_bytes* bounds the live bytes of the database. With
-    *sync_each* an append returns when the disk has the message. Methods raise OutboxError.
+    *sync_each* an append returns when the disk has the message. *epoch* is the one in which this process last saw
+    that its client id holds, 0 before. Methods raise OutboxError.
     """
 
     def __init__(self, directory: str, *, destination: str, max_bytes: int, sync_each: bool = False) -> None:
@@ -47,27 +48,43 @@ class Outbox(Database):
         self.max_bytes = max_bytes
         self.sync_each = sync_each
         self.last_id = 0
+        self.epoch = 0
+        self._replacements = 0
         self._unchecked = 0
 
     # Appending
 
-    def append(self, message_id: str, event: str, body: str, *, accepted_at: float, local: bool = False) -> int:
+    def append(
+        self,
+        message_id: str,
+        event: str,
+        body: str,
+        *,
+        accepted_at: float,
+        local: bool = False,
+        follows_choice: bool = False,
+        epoch: int | None = None,
+    ) -> int:
         """Commit one message and return its id; when this returns, `kill -9` does not lose it any more.
 
-        *body* is the encoded message; a *local* one is recorded and not sent. Raises OutboxBusy, OutboxFull,
-        DiskFull, OutboxUnusable: then nothing was stored; with `sync_each` also SyncFailed: then it may be.
+        *body* is the encoded message; a *local* one is recorded and not sent. With *follows_choice* the user's
+        choice says whether it is local, and OutboxDenied is raised where it is a denial. *epoch* is the outbox's
+        as it was before the caller put its client id into *body*: in a later one that id may be forgotten, and
+        is replaced; None where there is none in it.
+        Raises OutboxBusy, OutboxFull, DiskFull, OutboxUnusable: then nothing was stored; with `sync_each` also
+        SyncFailed: then it may be.
         """
         content = (message_id, event, accepted_at, body.encode(), body)
         frame = sys._getframe()
         try:
             self._enter(frame)
             try:
-                id = self._append(content, local=local)
+                id = self._append(content, local=local, follows_choice=follows_choice, epoch=epoch)
             except sqlite3.DatabaseError as error:
                 if not is_damage(error):
                     raise
                 self._begin_generation(error)
-                id = self._append(content, local=local)
+                id = self._append(content, local=local, follows_choice=follows_choice, epoch=epoch)
             waiter = self._wal.join() if self.sync_each else None
         except (sqlite3.Error, OSError) as error:
             raise translated(error, self._path or self.directory) from error
@@ -79,10 +96,22 @@ class Outbox(Database):
             self._wait_for_disk(waiter)
         return id
 
-    def _append(self, content: tuple[str, str, float, bytes, str], *, local: bool) -> int:
+    def _append(
+        self,
+        content: tuple[str, str, float, bytes, str],
+        *,
+        local: bool,
+        follows_choice: bool,
+        epoch: int | None,
+    ) -> int:
         connection, header = self._ready()
+        if follows_choice and header.flags & CHOICE_BITS:
+            local = self._is_local(header, otherwise=local)
         if header.flags & NO_ROOM:
             self._require_room(header)
+        if epoch is not None and epoch != header.epoch:
+            body = self._with_valid_id(content[4], header)
+            content = (*content[:3], body.encode(), body)
         self._unchecked -= len(content[3])
         if self._is_fresh or self._unchecked < 0 or local or self._ledger:
             self._append_with_care(connection, header, content, local=local)
@@ -90,6 +119,26 @@ class Outbox(Database):
             self._insert(connection, header, content)
         self._gate.write(header)
         return header.last_id
+
+    def _is_local(self, header: Header, *, otherwise: bool) -> bool:
+        """Return whether the user chose that messages are not sent. Raises OutboxDenied."""
+        if header.choice == consent.DENIED:
+            header.choice = consent.stored(self.directory)  # a command may have ended between the file and the header
+        if header.choice == consent.DENIED:
+            raise OutboxDenied(f"the user denied consent for {self.directory}")
+        return otherwise if header.choice is None else header.choice == consent.LOCAL
+
+    def _with_valid_id(self, body: str, header: Header) -> str:
+        """Return *body* with the client id that holds now: only inside the gate nobody can forget it meanwhile."""
+        is_same_place = self._replacements == self.replacements
+        body = identity.with_valid_id(self.directory, body, forgettable=is_same_place)
+        self.epoch, self._replacements = header.epoch, self.replacements
+        return body
+
+    def keep_identity(self) -> bool:
+        """Have the client id on the disk, unless it may be forgotten by now; False if that is to be repeated."""
+        with self.writing() as transaction:
+            return transaction.header.epoch == self.epoch and identity.keep(self.directory)
 
     def _insert(
         self, connection: sqlite3.Connection, header: Header, content: tuple[str, str, float, bytes, str]

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 ROWS_UNDER_THE_GATE = 500
 """Rows that one transaction removes or changes, at most: a few milliseconds."""
 
+ERASING = "erasing"
+"""Key in `meta` of an erasure under way: the ledger's word for it, and the last id that it concerns."""
+
+WITHDRAWN, FORGOTTEN = "withdrawn", "forgotten"
+"""The ledger's words for what goes with the consent, and for what goes with everything."""
+
 
 class Transaction:
     """SQL by *execute*, and changes of the *header*."""
@@ -79,6 +85,26 @@ class Transaction:
         lowest = self.execute(sql.LOWEST_CURSOR).fetchone()[0]
         rows = self.execute(sql.PRUNABLE, (min(lowest, until_id), ROWS_UNDER_THE_GATE))
         return [id for (id,) in rows]
+
+    def begin_erasure(self, reason: str) -> None:
+        """Note that all messages up to now are to be erased, for *reason*; from here on nothing of them is settled.
+
+        An erasure of everything that was not finished stays one of everything.
+        """
+        before = self.execute(sql.META, (ERASING,)).fetchone()
+        if before is not None and before[0].startswith(FORGOTTEN):
+            reason = FORGOTTEN
+        self.execute(sql.SET_META, (ERASING, f"{reason} {self.header.last_id}"))
+        self.header.epoch += 1
+
+    def remove_waiting(self, ids: list[int], reason: str) -> None:
+        """Delete messages that may not be delivered yet, move the cursors over them, and count them as *reason*."""
+        self.remove(ids)
+        for id in ids:
+            self.execute(sql.PASS_REMOVED, (id,))
+        self.execute(sql.ADVANCE_OVER_SETTLED, (self.header.last_id,))
+        self.execute(sql.FORGET_ALL_PASSED)
+        self.execute(sql.COUNT_IN_LEDGER, (reason, len(ids)))
 
     def remove(self, ids: list[int]) -> None:
         """Delete messages and their marks on purpose: their ids do not count as lost."""

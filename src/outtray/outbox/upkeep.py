@@ -69,15 +69,10 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
         with outbox.writing() as transaction:
             if state != "delivered":
                 transaction.execute(sql.SECURE_DELETE.format("ON"))
-            transaction.remove(ids)
+            transaction.remove_waiting(ids, "purged")
             transaction.execute(sql.SECURE_DELETE.format("OFF"))
-            for id in ids:
-                transaction.execute(sql.PASS_REMOVED, (id,))
-            transaction.execute(sql.ADVANCE_OVER_SETTLED, (transaction.header.last_id,))
-            transaction.execute(sql.FORGET_ALL_PASSED)
             if state in ON_THEIR_WAY:
                 transaction.header.epoch += 1
-            transaction.execute(sql.COUNT_IN_LEDGER, ("purged", len(ids)))
         removed += len(ids)
     if removed and state != "delivered":
         outbox.empty_wal()

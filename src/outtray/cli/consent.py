@@ -1,0 +1,123 @@
+"""`outtray consent`: see and set the user's choice."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from outtray import consent
+from outtray.cli import outboxes
+from outtray.cli.arguments import add_json_argument, add_outbox_arguments
+from outtray.cli.exits import DONE, KEPT
+from outtray.cli.output import count_text, say, write, write_json
+from outtray.delivery.drain import delivery_settings
+from outtray.delivery.lock import DrainLock
+from outtray.errors import OutboxBusy, OutboxError
+from outtray.outbox import erasure, look
+from outtray.outbox.files import drain_lock_path, gate_path, has_database
+
+if TYPE_CHECKING:
+    import argparse
+
+    from outtray.settings import Settings
+
+HELP = """Say what is recorded and sent, and which rule decides; with a word, keep your choice.
+
+on      record and send
+local   record, send nothing; what waits stays
+off     record nothing and send nothing; what was not delivered is erased, programs that run stop at once
+
+The choice holds for one application. What the application itself says, OUTTRAY_CONSENT and DO_NOT_TRACK come before
+it; the config file comes after it."""
+
+CHOICES = {"on": consent.GRANTED, "local": consent.LOCAL, "off": consent.DENIED}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("choice", nargs="?", choices=tuple(CHOICES), help="what to keep; nothing: only look")
+    add_outbox_arguments(parser)
+    add_json_argument(parser, "one JSON object: state, reason and choice; with `off` what was withdrawn, too")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Keep the choice if one is given, and say what holds. Returns the exit code; raises OutboxError, OSError."""
+    settings = outboxes.the_application(arguments)
+    changed: dict[str, Any] = {}
+    code = DONE
+    if arguments.choice is not None:
+        erasure.keep_choice(settings.directory, CHOICES[arguments.choice])
+        drainer = _drainer(settings.directory)
+        try:
+            changed = _apply(settings, CHOICES[arguments.choice])
+        except OutboxBusy as error:
+            _say_unfinished(error)
+            code = KEPT
+        except OutboxError:
+            say(f"your choice ({arguments.choice}) is kept, but not all is done: run this again once that is put right")
+            raise
+        if drainer and arguments.choice != "on":
+            changed["delivering"] = drainer
+            say(f"process {drainer} is delivering: the request that is on its way may still arrive")
+    _show(arguments, settings, changed)
+    return code
+
+
+def _apply(settings: Settings, choice: str) -> dict[str, Any]:
+    """Have the outbox follow the choice, and return what that did. Raises OutboxError."""
+    directory = settings.directory
+    if not os.path.lexists(gate_path(directory)) and not has_database(directory):
+        return {"withdrawn": 0} if choice == consent.DENIED else {}  # who makes the outbox reads the choice first
+    with outboxes.opened(settings) as outbox:
+        if choice == consent.DENIED:
+            withdrawn = erasure.withdraw(outbox)
+            say(f"{count_text(withdrawn)} that had not been delivered erased")
+            return {"withdrawn": withdrawn}
+        erasure.apply_choice(outbox)
+    return {}
+
+
+def _drainer(directory: str) -> int | None:
+    """Return the pid of whoever delivers just now; it begins no request any more that the choice forbids."""
+    if not os.path.exists(drain_lock_path(directory)):
+        return None
+    lock = DrainLock(directory)
+    try:
+        return None if lock.try_acquire() else lock.holder()[0]
+    finally:
+        lock.release()
+
+
+def _say_unfinished(error: OutboxBusy) -> None:
+    say(
+        f"your choice is kept, but not all is done: {error}. Programs that run may not know it yet, and text may be "
+        "left on the disk. Continue or end the process that is in the way, then run this again"
+    )
+
+
+def _show(arguments: argparse.Namespace, settings: Settings, changed: dict[str, Any]) -> None:
+    decided = consent.decide(settings, afresh=True)
+    choice = consent.stored(settings.directory)
+    found = {"app": settings.app, "state": decided.state, "reason": decided.reason, "choice": choice, **changed}
+    if arguments.json:
+        write_json({**found, "directory": settings.directory})
+    else:
+        write(f"{settings.app}: {decided.state} ({decided.reason})")
+    if choice is not None and not decided.follows_choice:
+        say(f"your choice is {choice}, but {decided.reason} comes before it here")
+    word = _word_of_host(settings)
+    if word is not None and word != choice:
+        say(f"the application itself last said consent={word!r}, which comes before your choice while it runs")
+
+
+def _word_of_host(settings: Settings) -> str | None:
+    """Return what the application passed to `configure` or `Tray` when it last stored something, None for nothing."""
+    try:
+        if not has_database(settings.directory):
+            return None
+        with look.look(settings.directory) as view:
+            word = delivery_settings(view).get("consent")
+    except OutboxError as error:
+        say(f"whether the application itself says something else cannot be told: {error}")
+        return None
+    return word if isinstance(word, str) else None

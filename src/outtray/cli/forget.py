@@ -1,0 +1,65 @@
+"""`outtray forget`: erase identity and messages."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from outtray import identity
+from outtray.cli import outboxes
+from outtray.cli.arguments import add_json_argument, add_outbox_arguments
+from outtray.cli.exits import DONE, UsageError
+from outtray.cli.output import count_text, say, write_json
+from outtray.outbox import erasure
+from outtray.outbox.files import has_database
+
+if TYPE_CHECKING:
+    import argparse
+
+    from outtray.settings import Settings
+
+HELP = """Erase the client id and all messages of an application, delivered or not. Needs --yes.
+
+No text of a message and no client id is left in any file of its directory; the next message makes a new id.
+The counts of the ledger, where to deliver, and your choice of consent stay."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--yes", action="store_true", help="do erase")
+    parser.add_argument("--dry-run", action="store_true", help="say what would go, erase nothing")
+    add_outbox_arguments(parser)
+    add_json_argument(parser, "one JSON object with the counts")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Erase and say what went. Returns the exit code; raises OutboxError, OSError, UsageError without --yes."""
+    settings = outboxes.the_application(arguments)
+    has_id = os.path.lexists(os.path.join(settings.directory, identity.FILE_NAME))
+    if arguments.dry_run or not arguments.yes:
+        waiting = _count(settings)
+        what = f"{count_text(waiting)}{' and the client id' if has_id else ''} of {settings.app!r}"
+        if not arguments.dry_run:
+            raise UsageError(f"{what} would be erased for good: add --yes if you mean it")
+        _report(arguments, settings, forgotten=0, would_forget=waiting)
+        say(f"{what} would be erased")
+        return DONE
+    forgotten = 0
+    if has_database(settings.directory):
+        with outboxes.opened(settings) as outbox:
+            forgotten = erasure.forget(outbox)
+    else:
+        identity.reset(settings.directory)
+    _report(arguments, settings, forgotten=forgotten, would_forget=forgotten)
+    say(f"{count_text(forgotten)}{' and the client id' if has_id else ''} of {settings.app!r} erased")
+    return DONE
+
+
+def _count(settings: Settings) -> int:
+    """Count without writing; a message counts once, however many destinations it has."""
+    return len({message.id for message in outboxes.newest_first(settings)})
+
+
+def _report(arguments: argparse.Namespace, settings: Settings, *, forgotten: int, would_forget: int) -> None:
+    if arguments.json:
+        write_json({"app": settings.app, "forgotten": forgotten, "would_forget": would_forget})
