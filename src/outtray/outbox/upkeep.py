@@ -57,10 +57,7 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
     removed = 0
     for ids in _slices_in_state(outbox, state, before):
         with outbox.writing() as transaction:
-            if state != "delivered":
-                transaction.execute(sql.SECURE_DELETE.format("ON"))
             transaction.remove(ids)
-            transaction.execute(sql.SECURE_DELETE.format("OFF"))
             for id in ids:
                 transaction.execute(sql.PASS_REMOVED, (id,))
             transaction.execute(sql.ADVANCE_OVER_SETTLED, (transaction.header.last_id,))
