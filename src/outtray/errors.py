@@ -25,6 +25,10 @@ Nothing else leaves the library, and only ``configure()``, ``Tray()``, ``post()`
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class OuttrayError(Exception):
     """The root of the tree."""
@@ -99,6 +103,11 @@ class DeliveryError(OuttrayError):
         self.reason = reason
         self.status = status
 
+    def conceal(self, without_secrets: Callable[[str], str]) -> None:
+        """Put what *without_secrets* leaves of them in place of the texts that come from the receiver."""
+        self.reason = without_secrets(self.reason)
+        self.args = (self.reason,)
+
 
 class Postponed(DeliveryError):
     """The receiver cannot be reached or asks for patience; *retry_after* is in seconds, where it said so."""
@@ -118,6 +127,11 @@ class Rejected(DeliveryError):
     def __init__(self, reason: str, *, status: int | None = None, excerpt: str = "") -> None:
         super().__init__(reason, status=status)
         self.excerpt = excerpt
+
+    def conceal(self, without_secrets: Callable[[str], str]) -> None:
+        """See `DeliveryError.conceal`."""
+        super().conceal(without_secrets)
+        self.excerpt = without_secrets(self.excerpt)
 
 
 class AnalyticsAPIError(OuttrayError):

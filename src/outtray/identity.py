@@ -116,6 +116,7 @@ def _written(directory: str, path: str, id: str) -> str:
     make_directory(directory)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(id)
+    os.chmod(temporary, 0o600)  # whatever the umask took away
     _publish(temporary, path)
     return _read(path) or id
 

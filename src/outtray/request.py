@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import encodings.idna  # noqa: F401 - else loaded by the first request's thread, which a fork may cut off
-import netrc  # noqa: F401 - likewise
+import json
 import threading
 import time
 import zlib
+from base64 import b64encode
+from http.client import HTTPResponse, IncompleteRead
+from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -44,7 +48,8 @@ def post(batch: list[str], timeout: int = 15, *, url: str | None = None) -> requ
     except (Postponed, SettingsError) as error:
         raise AnalyticsAPIError(0, str(error)) from error
     if response.status_code != 200:
-        raise AnalyticsAPIError(response.status_code, response.text)
+        text = without_secrets(response.text, url, default.find_key())
+        raise AnalyticsAPIError(response.status_code, text)
     return response
 
 
@@ -66,9 +71,12 @@ def post_batch(
     if key is not None:
         headers["authorization"] = f"Bearer {key}"
     place, mark, query = url.partition("#")[0].partition("?")
-    return exchange(
-        f"{place.rstrip('/')}/batch{mark}{query}", b"[" + b",".join(bodies) + b"]", headers, timeout, meanwhile
-    )
+    target = f"{place.rstrip('/')}/batch{mark}{query}"
+    try:
+        return exchange(target, b"[" + b",".join(bodies) + b"]", headers, timeout, meanwhile)
+    except Postponed as error:
+        error.conceal(lambda text: without_secrets(text, url, key))
+        raise
 
 
 def exchange(
@@ -125,7 +133,8 @@ class _Call:
     def result(self) -> requests.Response:
         """Return the response, and keep the session for the next call. Raises Postponed."""
         if self._error is not None:
-            raise Postponed(_reason(self._error)) from self._error
+            # Cut off from what requests says, in which the url stands with all its credentials.
+            raise Postponed(_reason(self._error)) from None
         assert self._response is not None
         _keep(self._session)  # here, not in the thread: one that comes late would put back what was abandoned
         return self._response
@@ -142,7 +151,7 @@ class _Call:
                 url,
                 data=body,
                 headers={**headers, "accept-encoding": "identity"},
-                auth=_as_given if "authorization" in headers else None,
+                auth=_authorization(url, headers),
                 timeout=timeout,
                 allow_redirects=False,
                 stream=True,
@@ -155,19 +164,31 @@ class _Call:
             self._done.set()
 
 
+def _authorization(url: str, headers: dict[str, str]) -> Any:
+    """Return what requests takes as `auth`. With None it would look into ~/.netrc: what is there is for others."""
+    user_and_password = requests.utils.get_auth_from_url(url)
+    return _as_given if "authorization" in headers or not any(user_and_password) else user_and_password
+
+
 def _as_given(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Leave the request's own authorization: without this a ~/.netrc would take its place."""
     return request
 
 
 def _bounded_content(response: requests.Response) -> bytes:
+    """Return the body, unpacked, or the beginning of it. Raises ValueError if the connection ended in it."""
     data: bytes = response.raw.read(MAX_ANSWER_BYTES, decode_content=False)
-    if response.headers.get("content-encoding", "").lower() not in ("gzip", "deflate"):
+    if response.raw.length_remaining and len(data) < MAX_ANSWER_BYTES:
+        raise ValueError(f"it ends {response.raw.length_remaining} bytes too early")
+    if not data or response.headers.get("content-encoding", "").lower() not in ("gzip", "deflate"):
         return data
+    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)
     try:
-        return zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(data, MAX_ANSWER_BYTES)
+        text = unpacker.decompress(data, MAX_ANSWER_BYTES)
     except zlib.error:
         return data
+    if not unpacker.eof and max(len(text), len(data)) < MAX_ANSWER_BYTES:
+        raise ValueError("what is packed in it is cut off")
+    return text
 
 
 def _reason(error: Exception) -> str:
@@ -191,6 +212,7 @@ _WORDS = {
     "TimeoutError": "no answer within the time",
     "InvalidChunkLength": "the answer is not valid HTTP",
     "BadStatusLine": "the answer is not valid HTTP",
+    "IncompleteRead": "the answer is not valid HTTP",
     "ValueError": "the answer is not valid HTTP",  # http.client, of a chunk size
 }
 
@@ -208,6 +230,38 @@ def _inside(error: BaseException) -> BaseException | None:
     return inner
 
 
+# Secrets, which receivers and libraries repeat in what they say
+
+HIDDEN = "…"
+
+LEAST_SECRET = 4
+"""Characters: a shorter part of a url is found in every other word and not looked for."""
+
+
+def without_secrets(text: str, url: str | None, key: str | None) -> str:
+    """Return *text* with `HIDDEN` in place of *key* and of what the credentials and the query of *url* hold.
+
+    A secret that is cut off at the end of *text* is hidden too.
+    """
+    for secret in sorted(_secrets(url or "", key), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+        cut = next((n for n in range(len(secret) - 1, LEAST_SECRET - 1, -1) if text.endswith(secret[:n])), 0)
+        text = text[: len(text) - cut] + HIDDEN if cut else text
+    return text
+
+
+def _secrets(url: str, key: str | None) -> set[str]:
+    """Return the secrets as they are sent, as they are written, and as JSON would show them."""
+    place, _, query = url.partition("#")[0].partition("?")
+    credentials = place.partition("//")[2].partition("/")[0].rpartition("@")[0]
+    user, _, password = credentials.partition(":")
+    basic = b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode() if credentials else ""
+    values = [pair.partition("=")[2] or pair for pair in query.split("&")]
+    found = {secret for secret in (user, password, basic, query, *values) if len(secret) >= LEAST_SECRET}
+    found |= {unquote(secret) for secret in found} | ({key} if key else set())
+    return found | {json.dumps(secret)[1:-1] for secret in found}
+
+
 # Sessions, whose connections can be shut down from outside the thread that waits on them
 
 
@@ -216,6 +270,7 @@ class _Session(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # they would tell the receiver who it was
         self.connections: list[_Tracked] = []
         self.mount("http://", _Adapter(self))
         self.mount("https://", _Adapter(self))
@@ -261,9 +316,41 @@ class _Adapter(HTTPAdapter):
         manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
 
 
+class _Answer(HTTPResponse):
+    """An answer whose head has an end: `http.client` takes one that is cut off for a whole one."""
+
+    fp: Any
+
+    def begin(self) -> None:
+        """Read the head. Raises IncompleteRead if the connection ends in it."""
+        lines = self.fp = _Lines(self.fp)
+        super().begin()
+        if not lines.last:
+            raise IncompleteRead(b"")
+        if self.fp is lines:
+            self.fp = lines.file
+
+
+class _Lines:
+    """A *file* that remembers the *last* line that was read from it; empty at the end of the file."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.last = b"\n"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def readline(self, *arguments: int) -> bytes:
+        line: bytes = self.file.readline(*arguments)
+        self.last = line
+        return line
+
+
 class _Tracked:
     """A connection that is told of when it connects, and can be shut down."""
 
+    response_class: Any = _Answer
     sock: socket.socket | None
     tell: Callable[[_Tracked], None]
 

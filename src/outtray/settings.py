@@ -194,10 +194,11 @@ def resolve(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
 
 
 def make_directory(path: str) -> None:
-    """Make *path* with mode 0700 whatever the umask, and its parents. Raises OSError."""
+    """Make *path* with mode 0700 whatever the umask, and each parent that is missing. Raises OSError."""
     if os.path.isdir(path):
         return
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    if os.path.dirname(path) != path:
+        make_directory(os.path.dirname(path))
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -262,7 +263,7 @@ def remember_key(settings: Settings) -> str:
     key = json.dumps(settings.write_key, ensure_ascii=False)
     header, line = f'[app."{settings.app}"]', f"write_key = {key}"
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        make_directory(os.path.dirname(path))
         lines: list[str] = []
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
@@ -276,8 +277,9 @@ def remember_key(settings: Settings) -> str:
             lines[start + 1 : end] = [line, *kept]
         text = "\n".join(lines) + "\n"
         tomllib.loads(text)
-        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))  # mkstemp makes it 0600
+        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
         try:
+            os.chmod(temporary, 0o600)  # mkstemp makes it so, less what the umask takes away
             with open(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
             os.replace(temporary, path)

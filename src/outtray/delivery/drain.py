@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from outtray import destinations, journal
 from outtray.delivery import backoff
-from outtray.errors import Held, OutboxBusy, OutboxError, Postponed, Rejected, SettingsError
+from outtray.errors import DeliveryError, Held, OutboxBusy, OutboxError, Postponed, Rejected, SettingsError
 from outtray.outbox.erasure import remove_marked
 from outtray.outbox.records import Mark
 from outtray.outbox.store import DELIVERY_SETTINGS
+from outtray.request import without_secrets
 from outtray.settings import config_path, without_credentials
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Drain:
         key = required_key(bool(stored.get("needs_key")), settings)
         self._outbox = outbox
         self._settings = settings
+        self._key = key
         self._name = settings.destination
         self._destination = destinations.find(self._name)(settings, key)
         self._fingerprint = fingerprint(outbox.meta("salt") or "", settings.url, key)
@@ -123,9 +125,8 @@ class Drain:
         """Post *batch*: settle it, and bury the suspects, if it is delivered; return the refusal if it is refused."""
         started = time.monotonic()
         timeout = max(0.05, min(self._settings.timeout, self._deadline - started))
-        bodies = [message.body for message in batch.messages]
         try:
-            status = self._destination.deliver(bodies, timeout, self._while_waiting_for(batch))
+            status = self._deliver(batch, timeout)
         except Rejected as refusal:
             return refusal
         except Postponed as error:
@@ -138,6 +139,15 @@ class Drain:
             self._forget_suspects()
             self._size = min(self._size * 2, self._settings.max_batch_count)
         return None
+
+    def _deliver(self, batch: Batch, timeout: float) -> int:
+        """Return the status of the answer. Raises DeliveryError, in which nothing secret is left."""
+        bodies = [message.body for message in batch.messages]
+        try:
+            return self._destination.deliver(bodies, timeout, self._while_waiting_for(batch))
+        except DeliveryError as error:
+            error.conceal(lambda text: without_secrets(text, self._settings.url, self._key))
+            raise
 
     def _while_waiting_for(self, batch: Batch) -> Callable[[], None]:
         """Return what to do while the answer is awaited: read the next batch, once, and what the loop wants."""

@@ -107,7 +107,6 @@ def remove_marked(outbox: Outbox) -> int:
         with outbox.writing() as transaction:
             execute = transaction.execute
             ids = [id for (id,) in execute(_WHAT[reason], (int(until), ROWS_UNDER_THE_GATE))]
-            execute(sql.SECURE_DELETE.format("ON"))
             if ids:
                 transaction.remove_waiting(ids, reason)
             more = len(ids) == ROWS_UNDER_THE_GATE
@@ -115,7 +114,6 @@ def remove_marked(outbox: Outbox) -> int:
                 execute(sql.DELETE_MARKS, (int(until),))  # of messages that are gone
             if not more and reason == FORGOTTEN:
                 execute(sql.DELETE_DELIVERIES, (int(until),))
-            execute(sql.SECURE_DELETE.format("OFF"))
         count += len(ids)
     return count
 

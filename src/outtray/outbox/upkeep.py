@@ -67,10 +67,7 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
     removed = 0
     for ids in _slices_in_state(outbox, state, before):
         with outbox.writing() as transaction:
-            if state != "delivered":
-                transaction.execute(sql.SECURE_DELETE.format("ON"))
             transaction.remove_waiting(ids, "purged")
-            transaction.execute(sql.SECURE_DELETE.format("OFF"))
             if state in ON_THEIR_WAY:
                 transaction.header.epoch += 1
         removed += len(ids)
