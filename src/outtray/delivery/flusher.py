@@ -47,6 +47,8 @@ class Flusher:
         self._leaving = threading.Event()  # and writes nothing down any more
         self._starting = threading.Lock()
         self._next_prune = 0.0
+        self._waits_until: float | None = None  # the moment of the stored wait, and on the monotonic clock
+        self._due = 0.0
 
     def wake(self) -> None:
         """Say that a message was accepted."""
@@ -155,7 +157,8 @@ class Flusher:
         try:
             if not lock.try_acquire():
                 return max(self.settings.flush_interval, LOOK_AGAIN)
-            drain = Drain(self._outbox, self.settings, go_on=go_on, is_leaving=leaving.is_set)
+            slept_out = self._waits_until if time.monotonic() >= self._due else None
+            drain = Drain(self._outbox, self.settings, slept_out=slept_out, go_on=go_on, is_leaving=leaving.is_set)
             wait: float | None = 0.0
             while wait == 0.0 and go_on():
                 wait = drain.step()
@@ -164,7 +167,11 @@ class Flusher:
         if drain.delivered and (time.monotonic() >= self._next_prune or self.settings.retention == 0):
             self._next_prune = time.monotonic() + PRUNE_EVERY
             prune(self._outbox, retention=self.settings.retention)
-        return wait
+        if not wait:
+            return wait
+        if drain.waits_until != self._waits_until:
+            self._waits_until, self._due = drain.waits_until, time.monotonic() + wait
+        return min(wait, max(self._due - time.monotonic(), 0.0))
 
     def _sync_if_needed(self) -> None:
         if self._outbox.unsynced:

@@ -247,6 +247,7 @@ class Database:
 
     def before_fork(self, frame: FrameType) -> None:
         """Keep the threads out while *frame* forks, and close the file if nobody else is at the gate just now."""
+        self._gate.keep_threads_out()  # also where it comes out of a call of this very thread, that may not be inside
         try:
             self._gate.enter(frame, alone=False)
         except OutboxError:
@@ -258,6 +259,7 @@ class Database:
     def after_fork_in_parent(self, frame: FrameType) -> None:
         """Let the threads go on."""
         self._gate.leave(frame)
+        self._gate.let_threads_in()
 
     def after_fork_in_child(self) -> None:
         """Begin anew in the child, which has none of the parent's threads and locks."""

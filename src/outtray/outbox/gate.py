@@ -73,6 +73,7 @@ class Gate:
         self._threads = threading.RLock()
         self._frames: dict[int, FrameType] = {}
         self._alone = False
+        self._is_forking = False
         self._patience = DEADLINE
 
     def enter(self, frame: FrameType, *, alone: bool = True) -> None:
@@ -138,6 +139,22 @@ class Gate:
         self.file.close()
         self.file.open(create=True)
         self._wait_for_file(time.monotonic() + DEADLINE)
+
+    def keep_threads_out(self) -> None:
+        """Wait until no other thread is inside, and keep them out until `let_threads_in`: the process forks.
+
+        One that is inside may hold one of SQLite's own mutexes, and the child would wait for it for ever.
+        """
+        torn = self._frames.get(threading.get_ident())
+        if torn is not None and not _is_on_stack(torn):
+            self.leave(torn)
+        self._is_forking = self._threads.acquire(timeout=DEADLINE)
+
+    def let_threads_in(self) -> None:
+        """End what `keep_threads_out` began."""
+        if self._is_forking:
+            self._is_forking = False
+            self._threads.release()
 
     def _is_mine(self) -> bool:
         """Tell whether this thread has the lock between threads: known even where an exception cut `acquire` off."""
