@@ -45,6 +45,7 @@ ORDER = (
     "outbox.upkeep",
     "outbox.erasure",
     "outbox.look",
+    "secrets",
     "request",
     "destinations",
     "destinations.answers",

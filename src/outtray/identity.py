@@ -135,8 +135,9 @@ def _publish(temporary: str, path: str) -> None:
 
 def _read(path: str) -> str | None:
     try:
-        with open(path, encoding="ascii") as file:
-            text = file.read(64).strip()
+        # Bytes: a text file's codec may be imported first, and a child forked meanwhile would wait for that for ever.
+        with open(path, "rb") as file:
+            text = file.read(64).decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return None
     return text if len(text) == 36 and text.count("-") == 4 else None

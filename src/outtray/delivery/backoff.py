@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 
+from outtray.outbox.records import LONGEST_WAIT
+
 FIRST_WAIT = 1.0
 """Seconds: the longest wait after the first failure."""
 
 OFFLINE_WAIT = 300.0
 """Seconds: the longest wait while the receiver cannot be reached or is overloaded."""
-
-LONGEST_WAIT = 3600.0
-"""Seconds: the wait after a fault of configuration, and the cap on what a receiver may ask for."""
 
 
 def wait(attempts: int, retry_after: float | None = None) -> float:

@@ -11,9 +11,9 @@ from outtray import destinations, journal
 from outtray.delivery import backoff
 from outtray.errors import DeliveryError, Held, OutboxBusy, OutboxError, Postponed, Rejected, SettingsError
 from outtray.outbox.erasure import remove_marked
-from outtray.outbox.records import Mark
+from outtray.outbox.records import LONGEST_WAIT, Mark
 from outtray.outbox.store import DELIVERY_SETTINGS
-from outtray.request import without_secrets
+from outtray.secrets import without_secrets
 from outtray.settings import config_path, without_credentials
 
 if TYPE_CHECKING:
@@ -42,9 +42,11 @@ PAUSE = 0.05
 class Drain:
     """A run that delivers what is due in *outbox*, until a step returns a wait.
 
-    With *heed_wait* False a stored wait is passed over; *deadline* (on the monotonic clock) cuts requests short,
-    *limit* bounds the messages of the run.
-    *delivered*, *dead* count messages; *stopped_by* is the error that ended the run, if one did.
+    With *heed_wait* False a stored wait is passed over, and the one until *slept_out* (Unix seconds) is over: whoever
+    has slept it out by the monotonic clock goes on, though the clock stands still or was set back. *deadline* (on the
+    monotonic clock) cuts requests short, *limit* bounds the messages of the run.
+    *delivered*, *dead* count messages; *stopped_by* is the error that ended the run, if one did; *waits_until* is the
+    moment of the stored wait.
     *go_on* is called before each request and about five times a second while an answer is awaited; where it
     returns False no request begins. Once *is_leaving* says True an answer that still comes is not written
     down. Raises SettingsError if url, destination or key are missing or wrong, and OutboxError.
@@ -56,6 +58,7 @@ class Drain:
         settings: Settings,
         *,
         heed_wait: bool = True,
+        slept_out: float | None = None,
         deadline: float = float("inf"),
         limit: int | None = None,
         go_on: Callable[[], bool] = lambda: True,
@@ -76,6 +79,7 @@ class Drain:
         self._destination = destinations.find(self._name)(settings, key)
         self._fingerprint = fingerprint(outbox.meta("salt") or "", settings.url, key)
         self._heed_wait = heed_wait
+        self._slept_out = slept_out
         self._deadline = deadline
         self._go_on = go_on
         self._is_leaving = is_leaving
@@ -88,6 +92,7 @@ class Drain:
         self.delivered = 0
         self.dead = 0
         self.stopped_by: Postponed | Held | None = None
+        self.waits_until: float | None = None
 
     def step(self) -> float | None:
         """Deliver one batch, with one request at most.
@@ -116,7 +121,7 @@ class Drain:
                 self._refused(batch, refusal)
             return 0.0
         except Held as error:
-            return self._stop(error, backoff.LONGEST_WAIT)
+            return self._stop(error, LONGEST_WAIT)
         except Postponed as error:
             attempts = self._write(lambda: self._outbox.cursor(self._name)).attempts + 1
             return self._stop(error, backoff.wait(attempts, error.retry_after))
@@ -261,7 +266,7 @@ class Drain:
     def _stop(self, error: Held | Postponed, wait: float) -> float:
         """Store the wait of the whole destination and return it."""
         held = isinstance(error, Held)
-        until = time.time() + wait
+        self.waits_until = until = time.time() + wait
         if not self._is_leaving():
             self._write(
                 lambda: self._outbox.postpone(
@@ -295,8 +300,11 @@ class Drain:
 
     def _stored_wait(self) -> float:
         cursor = self._outbox.cursor(self._name)
+        self.waits_until = cursor.next_attempt_at
         if cursor.fingerprint != self._fingerprint:
             return 0.0  # another url or key is due at once
+        if cursor.next_attempt_at == self._slept_out:
+            return 0.0
         return backoff.remaining(cursor.next_attempt_at, time.time())
 
 

@@ -131,11 +131,13 @@ class _Run:
     def _drain(self) -> FlushReport | None:
         """Deliver until there is something to report; None if the right to drain was lost."""
         heed_wait = self._heed_wait
+        slept_out: float | None = None
         while not self._is_settled():
             drain = Drain(
                 self._outbox,
                 self._settings,
                 heed_wait=heed_wait,
+                slept_out=slept_out,
                 deadline=self._end,
                 limit=None if self._limit is None else self._limit - self._delivered - self._dead,
                 go_on=self._may_go_on,
@@ -161,6 +163,7 @@ class _Run:
                 reason = drain.stopped_by.reason if drain.stopped_by else cursor.reason or ""
                 return self._report("held" if held else "postponed", reason, wait=wait)
             self._sleep(wait)
+            slept_out = drain.waits_until
         return self._report("drained")
 
     def _steps(self, drain: Drain) -> float | None:

@@ -47,6 +47,8 @@ class Flusher:
         self._leaving = threading.Event()  # and writes nothing down any more
         self._starting = threading.Lock()
         self._next_tidy = 0.0
+        self._waits_until: float | None = None  # the moment of the stored wait, and on the monotonic clock
+        self._due = 0.0
 
     def wake(self) -> None:
         """Say that a message was accepted."""
@@ -161,7 +163,8 @@ class Flusher:
             salvage_if_possible(self._outbox, go_on)
             if self.settings.url is None and not delivery_settings(self._outbox).get("url"):
                 return None
-            drain = Drain(self._outbox, self.settings, go_on=go_on, is_leaving=leaving.is_set)
+            slept_out = self._waits_until if time.monotonic() >= self._due else None
+            drain = Drain(self._outbox, self.settings, slept_out=slept_out, go_on=go_on, is_leaving=leaving.is_set)
             wait: float | None = 0.0
             while wait == 0.0 and go_on():
                 wait = drain.step()
@@ -169,7 +172,11 @@ class Flusher:
             lock.release()
         if drain.delivered and self.settings.retention == 0:
             self._next_tidy = 0.0
-        return wait
+        if not wait:
+            return wait
+        if drain.waits_until != self._waits_until:
+            self._waits_until, self._due = drain.waits_until, time.monotonic() + wait
+        return min(wait, max(self._due - time.monotonic(), 0.0))
 
     def _tidy_if_due(self, stopped: threading.Event) -> None:
         if time.monotonic() < self._next_tidy:

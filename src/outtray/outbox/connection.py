@@ -45,6 +45,11 @@ def open_for_reading(path: str, *, immutable: bool) -> sqlite3.Connection:
 
     connection = _connect(f"file:{quote(path)}?mode=ro" + ("&immutable=1" if immutable else ""), uri=True)
     try:
+        if connection.execute(sql.IS_EMPTY).fetchone()[0]:  # its creator was killed; the next opener begins again
+            connection.close()
+            connection = _connect(":memory:")
+            for statement in sql.SETUP:
+                connection.execute(statement)
         _require_format(connection, path)
     except BaseException:
         connection.close()

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
 
+STICKY_ERRORS = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+"""Primary result codes of SQLite after which a connection is not used again."""
+
+FORK_PATIENCE = 1.0
+"""Seconds that a fork waits for the gate, to close the file; a child that inherits it open cannot use the outbox."""
+
+
 class Database:
     """The files of one outbox in *directory*, as this process sees them; any number of threads may use it.
 
@@ -180,6 +187,15 @@ class Database:
 
     # Opening
 
+    def _drop_after(self, error: sqlite3.Error | OSError) -> None:
+        """Close the file after an error that may stick to the connection, so that the next use opens it anew.
+
+        Where SQLite could not open the file for writing, for want of a descriptor or because of an error of the
+        disk, it opened it for reading, and the connection stays like that. Only inside the gate.
+        """
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in STICKY_ERRORS:
+            self._close_connection()
+
     def _enter(self, frame: FrameType) -> None:
         try:
             if not self._gate.file.is_open:
@@ -197,7 +213,7 @@ class Database:
     def _ready(self) -> tuple[sqlite3.Connection, Header]:
         """Return the connection and the header, both true of what lies at the path now; only inside the gate."""
         if self._inherited is not None:
-            raise OutboxUnusable(f"this process was forked inside a transaction in {self.directory}; it cannot use it")
+            raise OutboxUnusable(f"this process was forked while {self.directory} was in use; it cannot use it")
         if self._connection is not None and self._connection.in_transaction:
             self._roll_back(self._connection)  # an exception of a signal handler tore it
         header = self._gate.read()
@@ -252,11 +268,14 @@ class Database:
     def _open(self) -> tuple[sqlite3.Connection, Header]:
         """Open what the header names, or the next generation where that is damaged."""
         self._close_connection()
-        if not self._gate.file.is_at_path():  # the directory is gone or another: begin with what is there
+        is_another = not self._gate.file.is_at_path()
+        if is_another:  # the directory is gone or another: begin with what is there
             places.prepare(self.directory)
             self._gate.reopen()
             self.replacements += 1
         header = self._gate.read()
+        if header is not None and is_another:
+            header.epoch = new_epoch()  # an older copy has the epoch of what was there, and gives the same ids
         try:
             connection, header = self._open_generation(header)
         except (sqlite3.Error, OutboxUnusable) as error:
@@ -369,17 +388,19 @@ class Database:
 
     def before_fork(self, frame: FrameType) -> None:
         """Keep the threads out while *frame* forks, and close the file if nobody else is at the gate just now."""
+        self._gate.keep_threads_out()  # also where it comes out of a call of this very thread, that may not be inside
         try:
             self._gate.enter(frame, alone=False)
         except OutboxError:
             return  # the fork comes out of a call of this very thread, or a thread does not come out
-        if self._gate.try_file():
+        if self._gate.try_file(FORK_PATIENCE):
             self._close_connection()
             self._gate.leave_file()
 
     def after_fork_in_parent(self, frame: FrameType) -> None:
         """Let the threads go on."""
         self._gate.leave(frame)
+        self._gate.let_threads_in()
 
     def after_fork_in_child(self) -> None:
         """Begin anew in the child, which has none of the parent's threads and locks."""
@@ -389,13 +410,13 @@ class Database:
         self._gate = Gate(self._gate.file.path)
         self._ledger = Ledger()  # what the parent has not written is the parent's to write
         self.unsynced = False
-        if connection is None:
-            return
-        if connection.in_transaction:  # a signal handler forked in the middle of it: the child must not end it
+        if connection is not None:
+            # It crossed the fork, out of a call of the forking thread or past a gate that did not open. Used, or only
+            # closed here, it would delete a log that was written since: SQLite believes in locks it does not have.
+            # So it is never closed: a function of its own holds it, where no garbage collection sees it.
+            connection.create_function("kept", 0, lambda: connection and None)
             connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
             self._inherited = connection
-        else:
-            connection.close()  # idle, and the parent's lock on the file keeps SQLite from doing more than closing
 
 
 class Writing:
@@ -443,6 +464,8 @@ class Writing:
         """Leave the gate, and a damaged file too, and return what to raise."""
         database = self._database
         path, number = database._path or database.directory, database._generation
+        if not isinstance(error, DamageFound):
+            database._drop_after(error)
         database._leave(self._frame)
         del self._frame
         if isinstance(error, DamageFound) or is_damage(error):

@@ -107,6 +107,7 @@ class Gate:
         self._threads = threading.RLock()
         self._frames: dict[int, FrameType] = {}
         self._alone = False
+        self._is_forking = False
         self._patience = DEADLINE
 
     def enter(self, frame: FrameType, *, alone: bool = True) -> None:
@@ -160,18 +161,43 @@ class Gate:
         if self._alone:
             self._alone = False
             if self.file.is_open:
-                self.file.release()
+                try:
+                    self.file.release()
+                except OSError:
+                    self.file.close()  # which gives the lock back too; the next one in opens the file again
 
-    def try_file(self) -> bool:
-        """Keep other processes out too, if that needs no waiting, and tell whether it worked; only inside."""
-        self._alone = self.file.is_open and self.file.try_acquire()
-        return self._alone
+    def try_file(self, patience: float) -> bool:
+        """Keep other processes out too, and tell whether that worked within *patience* (seconds); only inside."""
+        if not self.file.is_open:
+            return False
+        try:
+            self._wait_for_file(time.monotonic() + min(patience, self._patience))
+        except OutboxBusy:
+            return False
+        self._alone = True
+        return True
 
     def reopen(self) -> None:
         """Leave a file that is no longer at the path for the one that is there now, made if missing."""
         self.file.close()
         self.file.open(create=True)
         self._wait_for_file(time.monotonic() + DEADLINE)
+
+    def keep_threads_out(self) -> None:
+        """Wait until no other thread is inside, and keep them out until `let_threads_in`: the process forks.
+
+        One that is inside may hold one of SQLite's own mutexes, and the child would wait for it for ever.
+        """
+        torn = self._frames.get(threading.get_ident())
+        if torn is not None and not _is_on_stack(torn):
+            self.leave(torn)
+        self._is_forking = self._threads.acquire(timeout=DEADLINE)
+
+    def let_threads_in(self) -> None:
+        """End what `keep_threads_out` began."""
+        if self._is_forking:
+            self._is_forking = False
+            self._threads.release()
 
     def _is_mine(self) -> bool:
         """Tell whether this thread has the lock between threads: known even where an exception cut `acquire` off."""

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from outtray.outbox.gate import Header
 
 
+LONGEST_WAIT = 3600.0
+"""Seconds that anything waits, at most: what seems to wait for longer is due, as the clock was changed since."""
+
+
 def checksum(id: int, body: bytes) -> int:
     """Return what is stored with a message: a crc32 of the body that also changes with the id."""
     return zlib.crc32(body, id & 0xFFFFFFFF)

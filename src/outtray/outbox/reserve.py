@@ -43,6 +43,8 @@ def fill(directory: str, go_on: Callable[[], bool]) -> bool:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags, 0o600)
     try:
+        if hasattr(os, "fchmod"):
+            os.fchmod(descriptor, 0o600)
         while (is_missing := os.fstat(descriptor).st_size < SIZE) and go_on():
             os.write(descriptor, os.urandom(_AT_ONCE))
     finally:

@@ -101,7 +101,8 @@ COUNT_IN_LEDGER = """INSERT INTO ledger (reason, count) VALUES (?, ?)
 
 _MESSAGE = "m.id, m.crc, CAST(m.body AS BLOB)"
 DUE_EXCEPTIONS = f"""SELECT {_MESSAGE}, e.attempts FROM exceptions e CROSS JOIN messages m ON m.id = e.id
-    WHERE e.state IN ('retry', 'deferred') AND e.destination = ? AND e.next_attempt_at <= ? ORDER BY e.id"""
+    WHERE e.state IN ('retry', 'deferred') AND e.destination = ?1
+    AND (e.next_attempt_at <= ?2 OR e.next_attempt_at > ?3) ORDER BY e.id"""
 LOG = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
     AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id)
     ORDER BY m.id LIMIT ?3"""

@@ -12,7 +12,7 @@ from outtray.outbox import reserve, sql
 from outtray.outbox.connection import is_damage, translated
 from outtray.outbox.database import Database
 from outtray.outbox.gate import CHOICE_BITS, NO_ROOM
-from outtray.outbox.records import Batch, Cursor, Mark, Message, checksum
+from outtray.outbox.records import LONGEST_WAIT, Batch, Cursor, Mark, Message, checksum
 from outtray.outbox.transaction import Transaction
 
 TYPE_CHECKING = False
@@ -87,6 +87,7 @@ class Outbox(Database):
                 id = self._append(content, local=local, follows_choice=follows_choice, epoch=epoch)
             waiter = self._wal.join() if self.sync_each else None
         except (sqlite3.Error, OSError) as error:
+            self._drop_after(error)
             raise translated(error, self._path or self.directory) from error
         finally:
             self._leave(frame)
@@ -215,7 +216,8 @@ class Outbox(Database):
         with self.reading() as connection:
             header = self.header()
             cursor = Cursor(connection.execute(sql.CURSOR, (destination,)).fetchone()).id
-            rows = connection.execute(sql.DUE_EXCEPTIONS, (destination, time.time()))
+            now = time.time()
+            rows = connection.execute(sql.DUE_EXCEPTIONS, (destination, now, now + LONGEST_WAIT))
             messages = _within(rows, max_count, max_bytes, frozenset(passed_over))
             if messages:
                 return Batch(destination, messages, header, in_order=False)
