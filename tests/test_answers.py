@@ -15,6 +15,7 @@ import pytest
 
 import outtray
 from outtray.delivery import backoff
+from outtray.outbox.records import LONGEST_WAIT
 from outtray.testing import FakeServer
 
 Run = Callable[..., CompletedProcess[str]]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outtray.outbox.look import Look
-    from outtray.outbox.records import Batch
+    from outtray.outbox.records import Batch, Message
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings
 
@@ -181,14 +181,14 @@ class Drain:
             journal.failed("reading ahead", error)
 
     def _next_batch(self) -> Batch | None:
-        """Return the batch to post now, without messages whose checksum no longer holds."""
+        """Return the batch to post now, without messages whose checksum no longer holds, or that are not to be sent."""
         batch, self._ahead = self._ahead, None
         if batch is None or len(batch.messages) > self._size or not batch.is_of(self._outbox.header()):
             batch = self._read()
-        while batch is not None and not all(message.intact for message in batch.messages):
-            damaged = [message for message in batch.messages if not message.intact]
-            marks = [Mark(message, "dead", reason="damaged: the checksum does not hold") for message in damaged]
-            self._settle(batch.only(damaged), marks, 0, 0.0)
+        while batch is not None and (
+            marks := [mark for message in batch.messages if (mark := _mark_of_unfit(message))]
+        ):
+            self._settle(batch.only([mark.message for mark in marks]), marks, 0, 0.0)
             batch = self._read()
         return batch
 
@@ -254,14 +254,15 @@ class Drain:
     def _settle(self, batch: Batch, marks: list[Mark], status: int, seconds: float) -> None:
         if not self._write(lambda: self._outbox.settle(batch, marks, status=status, seconds=seconds)):
             return  # purged or withdrawn while it was on its way
-        buried = {mark.message.id for mark in marks}
-        count = sum(message.id not in buried for message in batch.messages)
+        marked = {mark.message.id for mark in marks}
+        count = sum(message.id not in marked for message in batch.messages)
+        dead = [mark for mark in marks if mark.state == "dead"]
         self.delivered += count
-        self.dead += len(buried)
+        self.dead += len(dead)
         if count:
             journal.delivered(count, seconds)
-        if marks:
-            journal.buried(len(marks), marks[-1].reason or "")
+        if dead:
+            journal.buried(len(dead), dead[-1].reason or "")
 
     def _stop(self, error: Held | Postponed, wait: float) -> float:
         """Store the wait of the whole destination and return it."""
@@ -306,6 +307,13 @@ class Drain:
         if cursor.next_attempt_at == self._slept_out:
             return 0.0
         return backoff.remaining(cursor.next_attempt_at, time.time())
+
+
+def _mark_of_unfit(message: Message) -> Mark | None:
+    """Return the mark of a message that is not to be posted, None for one that is."""
+    if message.local:
+        return Mark(message, "local")  # the mark that it had was lost
+    return None if message.intact else Mark(message, "dead", reason="damaged: the checksum does not hold")
 
 
 def delivery_settings(outbox: Outbox | Look) -> dict[str, Any]:

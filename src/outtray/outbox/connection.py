@@ -64,7 +64,7 @@ def is_damage(error: BaseException) -> bool:
     was kept when the rows were written.
     """
     if not isinstance(error, sqlite3.DatabaseError):
-        return isinstance(error, DamageFound)
+        return isinstance(error, (DamageFound, UnicodeDecodeError))  # the latter: of a damaged name in SQLite's words
     if isinstance(error, sqlite3.IntegrityError):
         return True
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -118,6 +118,13 @@ def _require_outbox(connection: sqlite3.Connection, path: str) -> None:
         minor += 1
         connection.execute(sql.SET_MINOR.format(minor))
         connection.execute(sql.COMMIT)
+    _require_sound_frame(connection)
+
+
+def _require_sound_frame(connection: sqlite3.Connection) -> None:
+    """Read what few statements would meet: the schema and the small tables. Raises sqlite3.Error."""
+    for statement in sql.PROBES:
+        connection.execute(statement).fetchone()
 
 
 def _require_format(connection: sqlite3.Connection, path: str) -> int:

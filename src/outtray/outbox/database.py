@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 STICKY_ERRORS = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 """Primary result codes of SQLite after which a connection is not used again."""
 
+FOREIGN_ERRORS = (sqlite3.Error, OSError, DamageFound, UnicodeDecodeError)
+"""What is translated at the edge; the last is raised for a damaged name in SQLite's own words."""
+
 FORK_PATIENCE = 1.0
 """Seconds that a fork waits for the gate, to close the file; a child that inherits it open cannot use the outbox."""
 
@@ -187,7 +190,7 @@ class Database:
 
     # Opening
 
-    def _drop_after(self, error: sqlite3.Error | OSError) -> None:
+    def _drop_after(self, error: BaseException) -> None:
         """Close the file after an error that may stick to the connection, so that the next use opens it anew.
 
         Where SQLite could not open the file for writing, for want of a descriptor or because of an error of the
@@ -278,7 +281,7 @@ class Database:
             header.epoch = new_epoch()  # an older copy has the epoch of what was there, and gives the same ids
         try:
             connection, header = self._open_generation(header)
-        except (sqlite3.Error, OutboxUnusable) as error:
+        except (sqlite3.Error, OutboxUnusable, UnicodeDecodeError) as error:
             if not is_damage(error):
                 raise
             return self._begin_generation(error)
@@ -414,7 +417,7 @@ class Database:
             # It crossed the fork, out of a call of the forking thread or past a gate that did not open. Used, or only
             # closed here, it would delete a log that was written since: SQLite believes in locks it does not have.
             # So it is never closed: a function of its own holds it, where no garbage collection sees it.
-            connection.create_function("kept", 0, lambda: connection and None)
+            connection.create_function("kept", 0, lambda: str(connection))
             connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
             self._inherited = connection
 
@@ -454,21 +457,20 @@ class Writing:
             try:
                 database._roll_back(self._connection)  # nothing to do after a commit
             finally:
-                if not isinstance(error, (sqlite3.Error, OSError, DamageFound)):
+                if not isinstance(error, FOREIGN_ERRORS):
                     database._leave(self._frame)
                     del self._frame
-        if isinstance(error, (sqlite3.Error, OSError, DamageFound)):
+        if isinstance(error, FOREIGN_ERRORS):
             raise self._failure(error) from error
 
-    def _failure(self, error: sqlite3.Error | OSError | DamageFound) -> OutboxError:
+    def _failure(self, error: sqlite3.Error | OSError | DamageFound | UnicodeDecodeError) -> OutboxError:
         """Leave the gate, and a damaged file too, and return what to raise."""
         database = self._database
         path, number = database._path or database.directory, database._generation
-        if not isinstance(error, DamageFound):
-            database._drop_after(error)
+        database._drop_after(error)
         database._leave(self._frame)
         del self._frame
-        if isinstance(error, DamageFound) or is_damage(error):
+        if isinstance(error, (DamageFound, UnicodeDecodeError)) or is_damage(error):
             return database.leave_damaged(error, number)
         return translated(error, path)
 

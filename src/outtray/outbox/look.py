@@ -197,8 +197,8 @@ def look(directory: str) -> Iterator[Look]:
             yield Look(connection, max(header.last_id if header else 0, highest))
         finally:
             connection.close()
-    except (sqlite3.Error, DamageFound) as error:
-        if isinstance(error, DamageFound) or is_damage(error):
+    except (sqlite3.Error, DamageFound, UnicodeDecodeError) as error:
+        if isinstance(error, (DamageFound, UnicodeDecodeError)) or is_damage(error):
             raise OutboxDamaged(
                 f"{path} is damaged ({error}); looking changes nothing: the next message goes to a new file, and the "
                 "next flush saves what it can"

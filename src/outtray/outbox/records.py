@@ -17,44 +17,62 @@ LONGEST_WAIT = 3600.0
 """Seconds that anything waits, at most: what seems to wait for longer is due, as the clock was changed since."""
 
 
-def checksum(id: int, body: bytes) -> int:
-    """Return what is stored with a message: a crc32 of the body that also changes with the id."""
-    return zlib.crc32(body, id & 0xFFFFFFFF)
+def checksum(id: int, body: bytes, *, local: bool = False) -> int:
+    """Return what is stored with a message: a crc32 of the body that also tells its id, and whether it is local.
+
+    So a message that is not to be sent is not sent, whatever becomes of its mark.
+    """
+    crc = zlib.crc32(body, id & 0xFFFFFFFF)
+    return crc ^ 0xFFFFFFFF if local else crc
+
+
+def is_intact(id: int, body: bytes, crc: object) -> bool:
+    """Tell whether *crc* is the checksum of that message, local or not."""
+    return crc in (checksum(id, body), checksum(id, body, local=True))
 
 
 class Message:
-    """One stored message; *body* is its UTF-8, *intact* says whether it and the id still have their checksum."""
+    """One stored message; *body* is its UTF-8.
 
-    __slots__ = ("attempts", "body", "id", "intact")
+    *intact* says whether it and the id still have their checksum, *local* that it is not to be sent.
+    """
+
+    __slots__ = ("attempts", "body", "id", "intact", "local")
 
     def __init__(self, row: Sequence[object]) -> None:
         self.id: int
         self.body: bytes
         self.attempts: int
         self.id, crc, self.body, self.attempts = row  # type: ignore[assignment]
-        self.intact = checksum(self.id, self.body) == crc
+        found = checksum(self.id, self.body)
+        self.local = found ^ 0xFFFFFFFF == crc
+        self.intact = found == crc or self.local
 
 
 class Batch:
     """Messages for one request, and of which outbox they are: *generation* and *epoch* must still hold to settle it.
 
-    *in_order* batches are the next of the log, so that settling them moves the cursor.
+    *in_order* batches are the next of the log, so that settling them moves the cursor; those of *marked* messages
+    have a row each in `exceptions`, which settling them removes.
     """
 
-    __slots__ = ("destination", "epoch", "generation", "in_order", "messages")
+    __slots__ = ("destination", "epoch", "generation", "in_order", "marked", "messages")
 
-    def __init__(self, destination: str, messages: list[Message], header: Header, *, in_order: bool) -> None:
+    def __init__(
+        self, destination: str, messages: list[Message], header: Header, *, in_order: bool, marked: bool = False
+    ) -> None:
         self.destination = destination
         self.messages = messages
         self.generation = header.generation
         self.epoch = header.epoch
         self.in_order = in_order
+        self.marked = marked
 
     def only(self, messages: list[Message]) -> Batch:
         """Return a batch of some of the messages, whose settling does not move the cursor past the others."""
         part = Batch.__new__(Batch)
         part.destination, part.messages, part.in_order = self.destination, messages, False
-        part.generation, part.epoch = self.generation, self.epoch
+        part.generation, part.epoch, part.marked = self.generation, self.epoch, self.marked
         return part
 
     @property

@@ -16,7 +16,7 @@ from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
 from outtray.outbox import pages, sql
 from outtray.outbox.files import MAJOR, database_path, generations, kept_wals
 from outtray.outbox.generation import PREVIOUS, base_id
-from outtray.outbox.records import checksum
+from outtray.outbox.records import checksum, is_intact
 from outtray.outbox.transaction import ERASING, ROWS_UNDER_THE_GATE
 
 if TYPE_CHECKING:
@@ -172,6 +172,7 @@ class _Salvage:
         self._go_on = go_on
         self._state = _State(source.newest())
         self._previous = self._known()
+        self._are_marks_known = bool(self._state.cursors)
         settled_id = self._previous.get("settled_id")
         if source.database is not None and settled_id is not None and not self._state.cursors:
             self._state.cursors[outbox.destination] = (settled_id, 0)
@@ -214,7 +215,7 @@ class _Salvage:
             id = record.rowid
             match record.values:
                 case (None, bytes(message_id), bytes(event), int() | float() as accepted_at, int(crc), bytes(body)):
-                    if id is None or not 0 < id <= top or checksum(id, body) != crc:
+                    if id is None or not 0 < id <= top or not is_intact(id, body, crc):
                         continue
                     self._lowest_seen = id if self._lowest_seen is None else min(self._lowest_seen, id)
                     self._highest_seen = max(self._highest_seen, id)
@@ -240,18 +241,22 @@ class _Salvage:
             for row in rows:
                 if transaction.leave_gap(row[0]):
                     transaction.execute(sql.APPEND, row)
-                    self._mark(transaction, row[0], cursors)
+                    self._mark(transaction, row, cursors)
                     count += 1
             transaction.count_in_ledger("salvaged", count)
             if self._source.database is None:
                 transaction.count_in_ledger("lost", -count)  # they were counted when the file was opened
         self._saved += count
 
-    def _mark(self, transaction: Transaction, id: int, cursors: dict[str, int]) -> None:
+    def _mark(self, transaction: Transaction, row: tuple[Any, ...], cursors: dict[str, int]) -> None:
         """Say of a message that was brought back what the cursors do not."""
+        id, *_, crc, body = row
+        is_local = checksum(id, body.encode(), local=True) == crc
         for name, cursor in cursors.items():
-            mark = self._state.marks.get((name, id)) if self._source.database is not None else None
-            if mark is not None:
+            mark = self._state.marks.get((name, id))
+            if is_local:
+                transaction.mark(name, id, "local")
+            elif mark is not None and mark[0] in CARRIED_OVER:
                 state, next_attempt_at, attempts, status, reason, excerpt = mark
                 transaction.mark(
                     name,
@@ -290,6 +295,8 @@ class _Salvage:
         with self._outbox.writing() as transaction:
             lost = self._count_lost(transaction) if self._source.database is not None else 0
             transaction.count_in_ledger("lost", lost)
+            if not self._are_marks_known and self._source.database is not None:
+                transaction.count_in_ledger("lost_unknown", 1)
             done = json.loads(_meta(transaction, DONE) or "{}")
             done[self._source.name] = time.time()
             transaction.execute(sql.SET_META, (DONE, json.dumps(done)))

@@ -80,6 +80,16 @@ USE_WAL = "PRAGMA journal_mode = WAL"
 # that it moves in pages that a later purge does not know of.
 CONNECTION = ("PRAGMA synchronous = NORMAL", "PRAGMA wal_autocheckpoint = 1500", "PRAGMA secure_delete = ON")
 FORMAT = "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version)"
+# What the hot path does not read: damage there would be met only by those who look, and they change nothing.
+PROBES = (
+    "SELECT id, body, status, reason, excerpt FROM message_states LIMIT 0",
+    "SELECT first_id, last_id, settled_at, status, count, bytes, seconds FROM deliveries LIMIT 0",
+    "SELECT next_attempt_at, attempts FROM exceptions INDEXED BY exceptions_by_state WHERE state = ''",
+    "SELECT sum(count) FROM ledger",
+    "SELECT sum(length(value)) FROM meta",
+    "SELECT sum(last_id) FROM gaps",
+    "SELECT sum(delivered) FROM cursors",
+)
 IS_EMPTY = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)"
 HIGHEST_ID = """SELECT max(coalesce((SELECT max(id) FROM messages), 0), coalesce((SELECT max(last_id) FROM gaps), 0),
     coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'removed_id'), 0))"""
@@ -99,8 +109,9 @@ UNMARK = "DELETE FROM exceptions WHERE destination = ? AND id = ?"
 COUNT_IN_LEDGER = """INSERT INTO ledger (reason, count) VALUES (?, ?)
     ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count"""
 
-_MESSAGE = "m.id, m.crc, CAST(m.body AS BLOB)"
-DUE_EXCEPTIONS = f"""SELECT {_MESSAGE}, e.attempts FROM exceptions e CROSS JOIN messages m ON m.id = e.id
+_MESSAGE = "m.id, m.crc, ifnull(CAST(m.body AS BLOB), x'')"
+DUE_EXCEPTIONS = f"""SELECT {_MESSAGE}, ifnull(CAST(e.attempts AS INTEGER), 0)
+    FROM exceptions e CROSS JOIN messages m ON m.id = e.id
     WHERE e.state IN ('retry', 'deferred') AND e.destination = ?1
     AND (e.next_attempt_at <= ?2 OR e.next_attempt_at > ?3) ORDER BY e.id"""
 LOG = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
@@ -234,4 +245,4 @@ INTEGRITY = "PRAGMA integrity_check(20)"
 SPAN = "SELECT count(*), min(id), max(id) FROM messages"
 STATE_COUNTS = "SELECT destination, state, count(*) FROM message_states GROUP BY destination, state"
 CURSORS = "SELECT destination, id, delivered, next_attempt_at, attempts, status, reason, held FROM cursors"
-CHECKSUMS = "SELECT id, crc, CAST(body AS BLOB) FROM messages ORDER BY id"
+CHECKSUMS = "SELECT id, crc, ifnull(CAST(body AS BLOB), x'') FROM messages ORDER BY id"

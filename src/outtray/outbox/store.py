@@ -9,7 +9,7 @@ import time
 from outtray import consent, forking, identity
 from outtray.errors import DiskFull, OutboxBusy, OutboxDenied, OutboxFull, OutboxUnusable, SyncFailed
 from outtray.outbox import reserve, sql
-from outtray.outbox.connection import is_damage, translated
+from outtray.outbox.connection import DamageFound, is_damage, translated
 from outtray.outbox.database import Database
 from outtray.outbox.gate import CHOICE_BITS, NO_ROOM
 from outtray.outbox.records import LONGEST_WAIT, Batch, Cursor, Mark, Message, checksum
@@ -80,7 +80,7 @@ class Outbox(Database):
             self._enter(frame)
             try:
                 id = self._append(content, local=local, follows_choice=follows_choice, epoch=epoch)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if not is_damage(error):
                     raise
                 self._begin_generation(error)
@@ -117,7 +117,7 @@ class Outbox(Database):
         if self._is_fresh or self._unchecked < 0 or local or self._ledger:
             self._append_with_care(connection, header, content, local=local)
         else:
-            self._insert(connection, header, content)
+            self._insert(connection, header, content, local=False)
         self._gate.write(header)
         return header.last_id
 
@@ -142,18 +142,23 @@ class Outbox(Database):
             return transaction.header.epoch == self.epoch and identity.keep(self.directory)
 
     def _insert(
-        self, connection: sqlite3.Connection, header: Header, content: tuple[str, str, float, bytes, str]
+        self,
+        connection: sqlite3.Connection,
+        header: Header,
+        content: tuple[str, str, float, bytes, str],
+        *,
+        local: bool,
     ) -> None:
         message_id, event, accepted_at, data, body = content
         id = header.last_id + 1
         try:
-            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, checksum(id, data), body))
+            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, checksum(id, data, local=local), body))
         except sqlite3.IntegrityError:
             if not self._gate.file.is_at_path():
                 raise OutboxBusy(f"{self._gate.file.path} was replaced; the next call uses the new one") from None
             # The header lags: somebody died between the commit and the header.
             id = max(connection.execute(sql.HIGHEST_ID).fetchone()[0], id) + 1
-            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, checksum(id, data), body))
+            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, checksum(id, data, local=local), body))
         header.last_id = id
 
     def _require_room(self, header: Header) -> None:
@@ -183,7 +188,7 @@ class Outbox(Database):
         try:
             if self._is_fresh or self._unchecked < 0:
                 self._check_size(transaction)
-            self._insert(connection, header, content)
+            self._insert(connection, header, content, local=local)
             transaction.execute(sql.ADD_CURSOR, (self.destination, 0))
             if local:
                 transaction.mark(self.destination, header.last_id, "local")
@@ -220,7 +225,7 @@ class Outbox(Database):
             rows = connection.execute(sql.DUE_EXCEPTIONS, (destination, now, now + LONGEST_WAIT))
             messages = _within(rows, max_count, max_bytes, frozenset(passed_over))
             if messages:
-                return Batch(destination, messages, header, in_order=False)
+                return Batch(destination, messages, header, in_order=False, marked=True)
             rows = connection.execute(sql.LOG, (destination, max(cursor, after_id), max_count))
             messages = _within(rows, max_count, max_bytes, frozenset())
             return Batch(destination, messages, header, in_order=True) if messages else None
@@ -254,7 +259,8 @@ class Outbox(Database):
                 execute(sql.ADVANCE, (batch.last_id, destination))
             else:
                 for message in done:
-                    transaction.settle_out_of_order(destination, message.id)
+                    if not transaction.settle_out_of_order(destination, message.id) and batch.marked:
+                        raise DamageFound(f"the mark of message {message.id} is in the index and not in its table")
             for mark in marks:
                 transaction.mark(
                     destination,

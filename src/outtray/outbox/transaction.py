@@ -74,11 +74,12 @@ class Transaction:
         """Return how far *destination* is."""
         return Cursor(self.execute(sql.CURSOR, (destination,)).fetchone())
 
-    def settle_out_of_order(self, destination: str, id: int) -> None:
-        """Note one message as delivered: a mark of its own is gone, and one ahead of the cursor gets one."""
-        self.execute(sql.UNMARK, (destination, id))
+    def settle_out_of_order(self, destination: str, id: int) -> bool:
+        """Note one message as delivered, one ahead of the cursor by a mark; returns whether it had another mark."""
+        was_marked = self.execute(sql.UNMARK, (destination, id)).rowcount > 0
         if id > self.cursor(destination).id:
             self.mark(destination, id, "delivered")
+        return was_marked
 
     def prunable(self, until_id: int) -> list[int]:
         """Return the oldest delivered messages up to *until_id* and every cursor, a slice's worth at most."""

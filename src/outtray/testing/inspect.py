@@ -21,7 +21,7 @@ from outtray.outbox.filelock import FileLock
 from outtray.outbox.files import MAJOR
 from outtray.outbox.gate import Header
 from outtray.outbox.look import Look
-from outtray.outbox.records import checksum
+from outtray.outbox.records import is_intact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,7 +140,7 @@ class _Inspection:
         ids: list[int] = []
         try:
             for id, crc, body in self._connection.execute(sql.CHECKSUMS):
-                if checksum(id, body) != crc:
+                if not is_intact(id, body, crc):
                     ids.append(id)
         except sqlite3.DatabaseError as error:
             self._problems.append(f"the checksums cannot all be compared: {error}")
