@@ -479,3 +479,25 @@ def test_the_wal_stays_small_under_steady_load(outbox: Outbox, directory: str) -
         fill(outbox, 100)
         largest = max(largest, os.path.getsize(os.path.join(directory, "outbox-1-0.db-wal")))
     assert largest < 8 * MIB
+
+
+def test_the_first_opener_after_an_unclean_restart_counts_that_something_may_be_missing(
+    outbox: Outbox, directory: str
+) -> None:
+    code = (
+        "import os, sys\nfrom outtray.outbox.store import shared\n"
+        "shared(sys.argv[1], destination='zenml', max_bytes=1 << 26).append('m', 'event', '{}', accepted_at=1.0)\n"
+        "os._exit(9)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}
+    subprocess.run([sys.executable, "-c", code, directory], env=environment, check=False)
+    gate = Path(directory, "outbox-1.gate")
+    header = Header.from_bytes(gate.read_bytes())
+    assert header is not None
+    header.boot ^= 1  # as another start of the system would have written it
+    gate.write_bytes(header.to_bytes())
+    for _ in range(2):
+        assert fill(outbox, 1)
+        outbox.close()
+    with look.look(directory) as view:
+        assert view.ledger() == ({"unclean_restart": 1} if sys.platform == "linux" else {})

@@ -43,6 +43,16 @@ def rows_missing(count: int, directory: str) -> None:
     _say("rows_missing", "ERROR", "outtray: %d messages are missing from the outbox in %s", count, directory)
 
 
+def restart_was_unclean(directory: str) -> None:
+    """The system went down, by a power cut or the like, while the outbox was in use."""
+    _say(
+        "restart_was_unclean",
+        "WARNING",
+        "outtray: the system went down while %s was in use; what was accepted in the last second before may be missing",
+        directory,
+    )
+
+
 def generation_began(path: str, reason: object) -> None:
     """A damaged file was left as it is; *path* is where messages go from now on."""
     _say(

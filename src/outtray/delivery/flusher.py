@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings
 
-SYNC_WITHIN = 0.8
+SYNC_WITHIN = 0.5
 """Seconds after which what was accepted is synced, at most; the promise is one second."""
 
 LEAVE_WITHIN = 0.04

@@ -11,7 +11,7 @@ from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, OutboxUnusabl
 from outtray.outbox import generation, places, reserve, sql
 from outtray.outbox.connection import DamageFound, is_damage, open_database, translated
 from outtray.outbox.files import database_path, gate_path, newest_generation
-from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Gate, Header, new_epoch
+from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Gate, Header, boot_number, new_epoch
 from outtray.outbox.ledger import Ledger
 from outtray.outbox.sync import Sync
 from outtray.outbox.transaction import WITHDRAWN, Transaction
@@ -294,12 +294,17 @@ class Database:
         if is_used and (os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size == 0):
             # SQLite would begin anew in an empty file, and delete the log beside it.
             raise DamageFound(f"{path} is gone, empty or no file, though messages were stored in it")
+        has_log = os.path.exists(f"{path}-wal") and os.stat(f"{path}-wal").st_size > 0
         connection = open_database(path)
         try:
             highest = max(connection.execute(sql.HIGHEST_ID).fetchone()[0], generation.base_id(number))
             if header is None:
                 header = Header(number, new_epoch(), highest)
                 header.settled_id = connection.execute(sql.LOWEST_CURSOR).fetchone()[0]
+                self._gate.write(header)
+                self._gate.file.sync()  # a power cut leaves it as it was at some moment, and not empty
+            elif has_log and header.boot != boot_number() != 0:
+                self._count_unclean_restart(connection)
             if header.last_id > highest:
                 self._count_missing(connection, number, highest, header.last_id)
             header.last_id = max(header.last_id, highest)
@@ -371,6 +376,14 @@ class Database:
         connection.execute(sql.ADD_GAP, (highest + 1, last_id))
         connection.execute(sql.COUNT_IN_LEDGER, ("lost", missing))
         connection.execute(sql.COMMIT)
+
+    def _count_unclean_restart(self, connection: sqlite3.Connection) -> None:
+        """Count that the system went down while somebody had the file open: what the last second held may be gone.
+
+        How much that was nobody can know: what is newer than the last sync is not on the disk, nor is its count.
+        """
+        journal.restart_was_unclean(self.directory)
+        connection.execute(sql.COUNT_IN_LEDGER, ("unclean_restart", 1))
 
     def _rewrite_wal(self, connection: sqlite3.Connection, header: Header) -> None:
         """Move the log, which the disk did not confirm, into the database and sync that; only inside the gate."""

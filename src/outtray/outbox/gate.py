@@ -43,19 +43,35 @@ def new_epoch() -> int:
     return int.from_bytes(os.urandom(6), "little")
 
 
+_boot: int | None = None
+
+
+def boot_number() -> int:
+    """Return a number that each start of the system changes, 0 where that cannot be told (not on Linux)."""
+    global _boot
+    if _boot is None:
+        try:
+            with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+                _boot = zlib.crc32(file.read())
+        except OSError:
+            _boot = 0
+    return _boot
+
+
 class Header:
     """What the gate's file says.
 
     *generation* and *epoch* count database files and withdrawals, *last_id* is the newest id ever given, all
     up to *settled_id* is settled for every destination, as was last written down (for `recovery`),
-    *pid* wrote the header last, *flags* are bits: `CHOICE_BITS`, `REWRITE_WAL`, `NO_ROOM`.
+    *pid* wrote the header last, when `boot_number` was *boot*; *flags* are bits: `CHOICE_BITS`, `REWRITE_WAL`,
+    `NO_ROOM`.
     """
 
-    LAYOUT = struct.Struct("<8sHHIQQQI4x")  # and 4 bytes of crc32 behind it
+    LAYOUT = struct.Struct("<8sHHIQQQII")  # and 4 bytes of crc32 behind it
     MAGIC = b"outtray\0"
     SIZE = LAYOUT.size + 4
 
-    __slots__ = ("epoch", "flags", "generation", "last_id", "pid", "settled_id")
+    __slots__ = ("boot", "epoch", "flags", "generation", "last_id", "pid", "settled_id")
 
     def __init__(
         self, generation: int, epoch: int, last_id: int, *, settled_id: int = 0, pid: int = 0, flags: int = 0
@@ -65,6 +81,7 @@ class Header:
         self.last_id = last_id
         self.settled_id = settled_id
         self.pid = pid
+        self.boot = 0
         self.flags = flags
 
     @property
@@ -78,7 +95,7 @@ class Header:
 
     def to_bytes(self) -> bytes:
         """Return the header as it stands in the file."""
-        fields = (self.flags, self.generation, self.epoch, self.last_id, self.settled_id, self.pid)
+        fields = (self.flags, self.generation, self.epoch, self.last_id, self.settled_id, self.pid, self.boot)
         data = self.LAYOUT.pack(self.MAGIC, MAJOR, *fields)
         return data + zlib.crc32(data).to_bytes(4, "little")
 
@@ -91,12 +108,14 @@ class Header:
         body, crc = data[: cls.LAYOUT.size], data[cls.LAYOUT.size : cls.SIZE]
         if len(data) < cls.SIZE or zlib.crc32(body).to_bytes(4, "little") != crc:
             return None
-        magic, major, flags, generation, epoch, last_id, settled_id, pid = cls.LAYOUT.unpack(body)
+        magic, major, flags, generation, epoch, last_id, settled_id, pid, boot = cls.LAYOUT.unpack(body)
         if magic != cls.MAGIC:
             return None
         if major != MAJOR:
             raise OutboxUnusable(f"the outbox has format {major}, this release reads {MAJOR}: use the newer release")
-        return cls(generation, epoch, last_id, settled_id=settled_id, pid=pid, flags=flags)
+        header = cls(generation, epoch, last_id, settled_id=settled_id, pid=pid, flags=flags)
+        header.boot = boot
+        return header
 
 
 class Gate:
@@ -210,6 +229,7 @@ class Gate:
     def write(self, header: Header) -> None:
         """Write the header; only inside the gate."""
         header.pid = os.getpid()
+        header.boot = boot_number()
         self.file.write(header.to_bytes())
 
     def _wait_for_file(self, end: float) -> None:

@@ -7,6 +7,7 @@ import stat
 import sys
 
 from outtray.errors import OutboxUnusable
+from outtray.outbox.sync import sync_directory
 from outtray.settings import make_directory
 
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -23,7 +24,9 @@ def prepare(directory: str) -> None:
 
     Raises OutboxUnusable with the reason and what to do, OSError.
     """
-    make_directory(directory)
+    if not os.path.isdir(directory):
+        make_directory(directory)
+        sync_directory(os.path.dirname(directory))
     found = os.lstat(directory)
     if stat.S_ISLNK(found.st_mode):
         raise OutboxUnusable(

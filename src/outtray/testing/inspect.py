@@ -194,7 +194,7 @@ def _read_header(path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     body = data[: Header.LAYOUT.size].ljust(Header.LAYOUT.size, b"\0")
-    magic, major, flags, generation, epoch, last_id, settled_id, pid = Header.LAYOUT.unpack(body)
+    magic, major, flags, generation, epoch, last_id, settled_id, pid, _ = Header.LAYOUT.unpack(body)
     crc_ok = len(data) == Header.SIZE and zlib.crc32(body).to_bytes(4, "little") == data[Header.LAYOUT.size :]
     fields = {"flags": flags, "generation": generation, "epoch": epoch, "last_id": last_id, "settled_id": settled_id}
     return {"magic_ok": magic == Header.MAGIC, "crc_ok": crc_ok, "major": major, **fields, "pid": pid}
