@@ -65,6 +65,7 @@ class Drain:
         is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         remove_marked(outbox)  # an erasure that was ended before it was through: none of it may be sent
+        outbox.check_marks()
         stored = delivery_settings(outbox)
         settings = settings.over(stored)
         if settings.url is None:

@@ -121,7 +121,7 @@ class Flusher:
                 may_send = self.settings.flush == "thread" and self._may_send()
                 wait = self._deliver(stopped, leaving) if may_send else None
                 if not stopped.is_set():
-                    self._tidy_if_due(stopped)
+                    self._tidy_if_due()
             except OutboxDamaged as error:
                 journal.failed("delivering in the background", error)
                 wait = 0.0  # it goes on in a new generation
@@ -178,14 +178,14 @@ class Flusher:
             self._waits_until, self._due = drain.waits_until, time.monotonic() + wait
         return min(wait, max(self._due - time.monotonic(), 0.0))
 
-    def _tidy_if_due(self, stopped: threading.Event) -> None:
+    def _tidy_if_due(self) -> None:
         if time.monotonic() < self._next_tidy:
             return
         with forking.importing:
             from outtray.outbox.upkeep import tidy
 
         self._next_tidy = time.monotonic() + TIDY_EVERY
-        tidy(self._outbox, retention=self.settings.retention, go_on=lambda: not stopped.is_set())
+        tidy(self._outbox, retention=self.settings.retention)
 
     def _sync_if_needed(self) -> None:
         if self._outbox.unsynced:

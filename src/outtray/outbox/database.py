@@ -18,7 +18,6 @@ from outtray.outbox.transaction import WITHDRAWN, Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import FrameType, TracebackType
 
 
@@ -138,9 +137,9 @@ class Database:
 
     # Room on the disk
 
-    def fill_reserve(self, go_on: Callable[[], bool]) -> None:
-        """Write the reserve if it is missing and there is room for it, while *go_on* says so. Raises OSError too."""
-        if not reserve.fill(self.directory, go_on):
+    def fill_reserve(self) -> None:
+        """Make the reserve if it is missing and there is room for it. Raises OSError too."""
+        if not reserve.fill(self.directory):
             return
         header = self._glance()
         if header is not None and header.flags & NO_ROOM:

@@ -39,10 +39,11 @@ CARRIED_OVER = ("retry", "deferred", "dead", "local")
 
 
 class Source:
-    """A damaged database with its logs (*database* is a path), or, with None, a log of the database in use."""
+    """A damaged database (a path, None if it is gone) with its logs; *is_in_use* for a log of the one in use."""
 
-    def __init__(self, generation: int, database: str | None, wals: list[str]) -> None:
+    def __init__(self, generation: int, database: str | None, wals: list[str], *, is_in_use: bool = False) -> None:
         self.generation = generation
+        self.is_in_use = is_in_use
         self.database = database
         self.wals = wals
 
@@ -79,7 +80,7 @@ def sources(directory: str, generation: int) -> list[Source]:
             log = [f"{path}-wal"] if os.path.isfile(f"{path}-wal") and not wals else []
             found.append(Source(number, path if os.path.isfile(path) else None, wals + log))
         elif number == generation:
-            found += [Source(number, None, [wal]) for wal in wals]
+            found += [Source(number, None, [wal], is_in_use=True) for wal in wals]
     return [source for source in found if source.database or source.wals]
 
 
@@ -174,7 +175,7 @@ class _Salvage:
         self._previous = self._known()
         self._are_marks_known = bool(self._state.cursors)
         settled_id = self._previous.get("settled_id")
-        if source.database is not None and settled_id is not None and not self._state.cursors:
+        if not source.is_in_use and settled_id is not None and not self._state.cursors:
             self._state.cursors[outbox.destination] = (settled_id, 0)
         self._saved = 0
         self._lowest_seen: int | None = None
@@ -182,7 +183,7 @@ class _Salvage:
 
     def run(self) -> tuple[int, int | None]:
         """Return how many messages were saved and how many lost, None for the latter if it is to go on later."""
-        if self._source.database is not None:
+        if not self._source.is_in_use:
             self._carry_over()
         rows: list[tuple[Any, ...]] = []
         size = 0
@@ -225,7 +226,7 @@ class _Salvage:
     def _is_wanted(self, id: int) -> bool:
         if id <= self._erased_id:
             return False
-        if self._source.database is None or not self._state.cursors:
+        if self._source.is_in_use or not self._state.cursors:
             return True  # the gaps of the database in use tell, or nobody knows
         return any(
             self._state.marks[name, id][0] in CARRIED_OVER if (name, id) in self._state.marks else id > cursor
@@ -244,7 +245,7 @@ class _Salvage:
                     self._mark(transaction, row, cursors)
                     count += 1
             transaction.count_in_ledger("salvaged", count)
-            if self._source.database is None:
+            if self._source.is_in_use:
                 transaction.count_in_ledger("lost", -count)  # they were counted when the file was opened
         self._saved += count
 
@@ -293,9 +294,9 @@ class _Salvage:
     def _finish(self) -> int:
         """Note that the source was read to its end, count what it did not have, and return how many that is."""
         with self._outbox.writing() as transaction:
-            lost = self._count_lost(transaction) if self._source.database is not None else 0
+            lost = 0 if self._source.is_in_use else self._count_lost(transaction)
             transaction.count_in_ledger("lost", lost)
-            if not self._are_marks_known and self._source.database is not None:
+            if not self._are_marks_known and not self._source.is_in_use:
                 transaction.count_in_ledger("lost_unknown", 1)
             done = json.loads(_meta(transaction, DONE) or "{}")
             done[self._source.name] = time.time()

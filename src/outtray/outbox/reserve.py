@@ -9,47 +9,36 @@ import os
 
 from outtray.outbox.files import reserve_path
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 SIZE = 8 * 1024 * 1024
 """Bytes: as much as the write-ahead log grows to, with its cap of 1,500 pages and the last transaction."""
 
-_AT_ONCE = 256 * 1024
+LEAST_SIZE = 256 * 1024
+"""Bytes on a small disk, of which the reserve takes an eighth at most; measured: enough for thousands of settles."""
 
 
 def has_room(directory: str) -> bool:
     """Tell whether the disk has so much room that the reserve can stand beside new messages. Raises OSError."""
-    if not hasattr(os, "statvfs"):
-        import shutil
-
-        return shutil.disk_usage(directory).free > 2 * SIZE
-    found = os.statvfs(directory)
-    return found.f_bavail * found.f_frsize > 2 * SIZE
+    free, wanted = _free_and_wanted(directory)
+    return free > 2 * wanted
 
 
-def fill(directory: str, go_on: Callable[[], bool]) -> bool:
-    """Write the reserve as far as it is missing, while *go_on* says so, and return whether it is whole.
-
-    Raises OSError.
-    The content is random, so that no file system stores less of it. Two that do it at a time do it together.
-    """
+def fill(directory: str) -> bool:
+    """Make the reserve, or what is missing of it, if there is room; returns whether it is whole. Raises OSError."""
     path = reserve_path(directory)
-    if os.path.exists(path) and os.stat(path).st_size >= SIZE:
+    free, wanted = _free_and_wanted(directory)
+    size = os.stat(path).st_size if os.path.exists(path) else 0
+    if size >= wanted:
         return True
-    if not has_room(directory):
+    if free <= 2 * wanted:
         return False
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     try:
         if hasattr(os, "fchmod"):
             os.fchmod(descriptor, 0o600)
-        while (is_missing := os.fstat(descriptor).st_size < SIZE) and go_on():
-            os.write(descriptor, os.urandom(_AT_ONCE))
+        _allocate(descriptor, wanted)
     finally:
         os.close(descriptor)
-    return not is_missing
+    return True
 
 
 def give_back(directory: str) -> bool:
@@ -59,3 +48,25 @@ def give_back(directory: str) -> bool:
         return False
     os.unlink(path)
     return True
+
+
+def _free_and_wanted(directory: str) -> tuple[int, int]:
+    if hasattr(os, "statvfs"):
+        found = os.statvfs(directory)
+        free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    else:
+        import shutil
+
+        usage = shutil.disk_usage(directory)
+        free, total = usage.free, usage.total
+    return free, min(SIZE, max(total // 8, LEAST_SIZE))
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Have the file take *size* bytes of the disk: a hole would give nothing back, and written data slow every sync."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    for offset in range(0, size, LEAST_SIZE):
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        os.write(descriptor, os.urandom(min(LEAST_SIZE, size - offset)))  # random: no file system stores less of it

@@ -90,6 +90,15 @@ PROBES = (
     "SELECT sum(last_id) FROM gaps",
     "SELECT sum(delivered) FROM cursors",
 )
+# The marks once by their table and once by their index: where the two disagree, some would be passed over.
+MARKS_BY_TABLE = """SELECT count(*), sum(id), sum(length(state)), sum(length(destination)),
+    sum(length(reason)) + sum(length(excerpt)) + total(next_attempt_at) + total(attempts) + total(status) IS NULL
+    FROM exceptions NOT INDEXED"""
+MARKS_BY_INDEX = """SELECT count(*), sum(id), sum(length(state)), sum(length(destination))
+    FROM exceptions INDEXED BY exceptions_by_state WHERE state >= ''"""
+MORE_MARKS_THAN = "SELECT count(*) > ?1 FROM (SELECT 1 FROM exceptions LIMIT ?1 + 1)"
+UNKNOWN_STATES = """SELECT count(*) FROM exceptions INDEXED BY exceptions_by_state WHERE state >= ''
+    AND state NOT IN ('retry', 'deferred', 'dead', 'local', 'delivered')"""
 IS_EMPTY = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)"
 HIGHEST_ID = """SELECT max(coalesce((SELECT max(id) FROM messages), 0), coalesce((SELECT max(last_id) FROM gaps), 0),
     coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'removed_id'), 0))"""
@@ -156,6 +165,13 @@ CURSOR_IDS = "SELECT destination, id FROM cursors"
 CARRY_CURSOR = """UPDATE cursors SET id = max(id, ?1), mirror = -max(id, ?1), delivered = delivered + ?2
     WHERE destination = ?3"""
 REMOVE_GAP = "DELETE FROM gaps WHERE first_id = ?"
+
+# How many of the ids behind ?2, up to ?3, have a mark or no message, each on purpose; NULL if other destinations
+# had messages purged or pruned before this one was known.
+ACCOUNTED = """SELECT CASE WHEN (SELECT count(*) FROM cursors) = 1 THEN
+    (SELECT count(*) FROM exceptions WHERE destination = ?1 AND id > ?2 AND id <= ?3)
+    + (SELECT coalesce(sum(min(last_id, ?3) - max(first_id - 1, ?2)), 0) FROM gaps
+        WHERE last_id > ?2 AND first_id <= ?3) END"""
 
 # Retrying, purging, pruning
 

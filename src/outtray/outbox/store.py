@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 BYTES_BETWEEN_CHECKS = 256 * 1024
 """Bytes that one process appends, at most, between two looks at the size of the file."""
 
+MARKS_CHECKED = 100_000
+"""Marks that are read as a whole, at most: about 30 ms."""
+
 DELIVERY_SETTINGS = "delivery"
 """Key in `meta` of what drainers need to know of the host's settings, as JSON."""
 
@@ -50,6 +53,7 @@ class Outbox(Database):
         self.last_id = 0
         self.epoch = 0
         self._replacements = 0
+        self._marks_checked = 0
         self._unchecked = 0
 
     # Appending
@@ -226,9 +230,30 @@ class Outbox(Database):
             messages = _within(rows, max_count, max_bytes, frozenset(passed_over))
             if messages:
                 return Batch(destination, messages, header, in_order=False, marked=True)
-            rows = connection.execute(sql.LOG, (destination, max(cursor, after_id), max_count))
+            after_id = max(cursor, after_id)
+            rows = connection.execute(sql.LOG, (destination, after_id, max_count))
             messages = _within(rows, max_count, max_bytes, frozenset())
-            return Batch(destination, messages, header, in_order=True) if messages else None
+            if not messages:
+                return None
+            if messages[-1].id - after_id != len(messages):
+                _require_all_accounted(connection, destination, after_id, messages)
+            return Batch(destination, messages, header, in_order=True)
+
+    def check_marks(self) -> None:
+        """See that no mark is passed over, once for each opening of the file. Raises OutboxDamaged where one would be.
+
+        Of more than `MARKS_CHECKED` marks only `doctor` reads all.
+        """
+        if self._marks_checked == self.openings:
+            return
+        with self.reading() as connection:
+            is_much = connection.execute(sql.MORE_MARKS_THAN, (MARKS_CHECKED,)).fetchone()[0]
+            if not is_much:
+                by_table = connection.execute(sql.MARKS_BY_TABLE).fetchone()[:4]
+                unknown = connection.execute(sql.UNKNOWN_STATES).fetchone()[0]
+                if unknown or by_table != connection.execute(sql.MARKS_BY_INDEX).fetchone():
+                    raise DamageFound("the marks of messages and their index disagree")
+            self._marks_checked = self.openings
 
     def newest(self, destination: str, *, after_id: int) -> Batch | None:
         """Return the newest waiting message behind *after_id* as a batch of one that may overtake the others."""
@@ -333,6 +358,16 @@ class Outbox(Database):
         if self.meta(key) != value:
             with self.writing() as transaction:
                 transaction.execute(sql.SET_META, (key, value))
+
+
+def _require_all_accounted(
+    connection: sqlite3.Connection, destination: str, after_id: int, messages: list[Message]
+) -> None:
+    """See that no message is missing between those of a batch. Raises DamageFound."""
+    last_id = messages[-1].id
+    accounted = connection.execute(sql.ACCOUNTED, (destination, after_id, last_id)).fetchone()[0]
+    if accounted is not None and len(messages) + accounted < last_id - after_id:
+        raise DamageFound(f"between the messages {after_id} and {last_id} some are missing")
 
 
 def _within(

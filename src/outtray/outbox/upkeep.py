@@ -9,7 +9,7 @@ from outtray.outbox.transaction import ROWS_UNDER_THE_GATE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from outtray.outbox.store import Outbox
 
@@ -22,14 +22,14 @@ ON_THEIR_WAY = ("pending", "deferred")
 """States whose messages may be in a batch on its way to the receiver."""
 
 
-def tidy(outbox: Outbox, *, retention: float, go_on: Callable[[], bool] = lambda: True) -> None:
-    """Do what is due after a delivery: prune, clear salvaged files away, and fill the reserve while *go_on* says so.
+def tidy(outbox: Outbox, *, retention: float) -> None:
+    """Do what is due after a delivery: prune, clear salvaged files away, and fill the reserve again.
 
     Raises OutboxError, OSError.
     """
     prune(outbox, retention=retention)
     recovery.clear_away(outbox, retention=retention)
-    outbox.fill_reserve(go_on)
+    outbox.fill_reserve()
 
 
 def prune(outbox: Outbox, *, retention: float) -> int:
