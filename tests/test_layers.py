@@ -38,6 +38,7 @@ ORDER = (
     "outbox.records",
     "outbox.ledger",
     "outbox.transaction",
+    "outbox.opening",
     "outbox.database",
     "outbox.store",
     "outbox.pages",

@@ -6,15 +6,15 @@ import os
 import sqlite3
 import sys
 
-from outtray import consent, journal
+from outtray import journal
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, OutboxUnusable
-from outtray.outbox import generation, places, reserve, sql
-from outtray.outbox.connection import DamageFound, is_damage, open_database, translated
-from outtray.outbox.files import database_path, gate_path, newest_generation
-from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Gate, Header, boot_number, new_epoch
+from outtray.outbox import opening, places, reserve, sql
+from outtray.outbox.connection import DamageFound, is_damage, translated
+from outtray.outbox.files import database_path, gate_path
+from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Gate, Header, new_epoch
 from outtray.outbox.ledger import Ledger
 from outtray.outbox.sync import Sync
-from outtray.outbox.transaction import WITHDRAWN, Transaction
+from outtray.outbox.transaction import Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -278,54 +278,12 @@ class Database:
         header = self._gate.read()
         if header is not None and is_another:
             header.epoch = new_epoch()  # an older copy has the epoch of what was there, and gives the same ids
-        try:
-            connection, header = self._open_generation(header)
-        except (sqlite3.Error, OutboxUnusable, UnicodeDecodeError) as error:
-            if not is_damage(error):
-                raise
-            return self._begin_generation(error)
-        return self._use(connection, header)
-
-    def _open_generation(self, header: Header | None) -> tuple[sqlite3.Connection, Header]:
-        number = header.generation if header else newest_generation(self.directory)
-        path = self._path = database_path(self.directory, number)
-        is_used = header is not None and header.last_id > generation.base_id(number)
-        if is_used and (os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size == 0):
-            # SQLite would begin anew in an empty file, and delete the log beside it.
-            raise DamageFound(f"{path} is gone, empty or no file, though messages were stored in it")
-        has_log = os.path.exists(f"{path}-wal") and os.stat(f"{path}-wal").st_size > 0
-        connection = open_database(path)
-        try:
-            highest = max(connection.execute(sql.HIGHEST_ID).fetchone()[0], generation.base_id(number))
-            if header is None:
-                header = Header(number, new_epoch(), highest)
-                header.settled_id = connection.execute(sql.LOWEST_CURSOR).fetchone()[0]
-                self._gate.write(header)
-                self._gate.file.sync()  # a power cut leaves it as it was at some moment, and not empty
-            elif has_log and header.boot != boot_number() != 0:
-                self._count_unclean_restart(connection)
-            if header.last_id > highest:
-                self._count_missing(connection, number, highest, header.last_id)
-            header.last_id = max(header.last_id, highest)
-            self._heed_choice(connection, header)
-            self._gate.write(header)
-        except BaseException:
-            connection.close()
-            raise
-        return connection, header
+        return self._use(*opening.open_current(self.directory, self._gate, header))
 
     def _begin_generation(self, error: BaseException) -> tuple[sqlite3.Connection, Header]:
         """Leave a damaged file as it is and go on in a new one; only inside the gate."""
         self._close_connection()
-        connection, header = generation.begin(self.directory, self._gate.read(), error)
-        try:
-            self._heed_choice(connection, header)
-            self._gate.write(header)
-            self._gate.file.sync()
-        except BaseException:
-            connection.close()
-            raise
-        return self._use(connection, header)
+        return self._use(*opening.open_next(self.directory, self._gate, error))
 
     def _use(self, connection: sqlite3.Connection, header: Header) -> tuple[sqlite3.Connection, Header]:
         try:
@@ -341,13 +299,6 @@ class Database:
         self.openings += 1
         self.unsynced = True  # a program that was killed may have left something that nobody synced
         return connection, header
-
-    def _heed_choice(self, connection: sqlite3.Connection, header: Header) -> None:
-        """Have the user's choice in the header; a denial that is not there yet was ended before it had withdrawn."""
-        choice = consent.stored(self.directory)
-        if choice == consent.DENIED != header.choice and header.last_id:
-            Transaction(connection, header).begin_erasure(WITHDRAWN)
-        header.choice = choice
 
     def leave_damaged(self, error: BaseException, number: int) -> OutboxDamaged:
         """Begin a new generation, unless another thread or process did since *number* was found damaged.
@@ -365,24 +316,6 @@ class Database:
         finally:
             self._leave(frame)
         return OutboxDamaged(f"the outbox in {self.directory} was damaged and goes on in {self._path}: {error}")
-
-    def _count_missing(self, connection: sqlite3.Connection, number: int, highest: int, last_id: int) -> None:
-        """Count messages that the header knows and the database lost, once; some may be in what is kept of the log."""
-        generation.keep_wal(self.directory, number)
-        missing = last_id - highest
-        journal.rows_missing(missing, self.directory)
-        connection.execute(sql.BEGIN)
-        connection.execute(sql.ADD_GAP, (highest + 1, last_id))
-        connection.execute(sql.COUNT_IN_LEDGER, ("lost", missing))
-        connection.execute(sql.COMMIT)
-
-    def _count_unclean_restart(self, connection: sqlite3.Connection) -> None:
-        """Count that the system went down while somebody had the file open: what the last second held may be gone.
-
-        How much that was nobody can know: what is newer than the last sync is not on the disk, nor is its count.
-        """
-        journal.restart_was_unclean(self.directory)
-        connection.execute(sql.COUNT_IN_LEDGER, ("unclean_restart", 1))
 
     def _rewrite_wal(self, connection: sqlite3.Connection, header: Header) -> None:
         """Move the log, which the disk did not confirm, into the database and sync that; only inside the gate."""
