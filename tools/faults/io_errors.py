@@ -13,7 +13,7 @@ from pathlib import Path
 from faults.jobs_child import APP, LATER
 from faults.promises import Promised, Received, broken, go_on, stored
 from faults.report import Report
-from faults.scenes import Worker, shared_out, workers_with_scenes
+from faults.templates import Worker, shared_out, workers_with_templates
 from faults.traced import Outcome, cannot_trace
 from outtray.delivery.status import REFUSED
 
@@ -40,6 +40,9 @@ DATABASES = [f"outbox-1-{generation}.db{suffix}" for generation in (0, 1) for su
 FILES = ("", *DATABASES, "outbox-1.gate", "outbox-1.drain", RESERVE)
 """What the faults are for, in the outbox's directory; the first is that directory."""
 
+DISKS = (2 * MIB, 32 * MIB, 64 * MIB)
+"""Sizes of the disks that are filled, in bytes: without and with room for a reserve; the last only in the whole run."""
+
 BLOCK = 4096
 LEFT = 100 * BLOCK
 """Bytes that are left free on the disk before it is filled with messages."""
@@ -47,10 +50,10 @@ LEFT = 100 * BLOCK
 
 @dataclass(frozen=True)
 class Job:
-    """One job of `jobs_child` to disturb, on what *scene* left."""
+    """One job of `jobs_child` to disturb, on what *template* left."""
 
     name: str
-    scene: str
+    template: str
     work: str
 
 
@@ -98,13 +101,13 @@ def run(*, whole: bool) -> Report:
     if report.skipped:
         return report
     with ExitStack() as stack:
-        workers = workers_with_scenes(stack, AT_ONCE)
+        workers = workers_with_templates(stack, AT_ONCE)
         faults = [fault for faults in shared_out(workers, _faults, JOBS) for fault in faults] if whole else QUICK
         for tried in shared_out(workers, try_fault, faults):
             if tried.counts["errors given"]:
                 _note(tried, report)
         _note(_with_file_limit(workers[0]), report)
-        for size in (2 * MIB, 64 * MIB) if whole else (2 * MIB,):
+        for size in DISKS if whole else DISKS[:-1]:
             name = f"a disk of {size // MIB} MiB"
             reason = _cannot_mount(workers[0].folder)
             if reason:
@@ -116,7 +119,7 @@ def run(*, whole: bool) -> Report:
 
 def _faults(worker: Worker, job: Job) -> list[Fault]:
     """Return every error for every k of every call of *job*: a run without harm tells how many there are."""
-    _, folder = worker.begin(job.scene)
+    _, folder = worker.begin(job.template)
     _, trace = _in_trouble(worker, job, folder)
     shutil.rmtree(folder)
     return [
@@ -130,11 +133,11 @@ def _faults(worker: Worker, job: Job) -> list[Fault]:
 
 def try_fault(worker: Worker, fault: Fault) -> Tried:
     """Have a job meet *fault*, end the fault, and check what was promised."""
-    scene, folder = worker.begin(fault.job.scene)
+    template, folder = worker.begin(fault.job.template)
     inject = f"inject={fault.call}:error={fault.error}:when={fault.when}"
     outcome, trace = _in_trouble(worker, fault.job, folder, "-e", inject)
     name = f"{fault.job.name}, {fault.call} {fault.when} gives {fault.error}"
-    tried = _after_trouble(name, worker, folder, scene.promised, scene.delivered, outcome)
+    tried = _after_trouble(name, worker, folder, template.promised, template.delivered, outcome)
     tried.counts["errors given"] = trace.count("(INJECTED)")
     shutil.rmtree(folder)
     return tried

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from faults.promises import Promised, Received, Stored, broken, go_on, stored
 from faults.report import Report
-from faults.scenes import Worker, shared_out, workers_with_scenes
+from faults.templates import Worker, shared_out, workers_with_templates
 from faults.traced import Outcome, cannot_trace
 
 AT_ONCE = 2
@@ -24,13 +24,13 @@ CHANGING = ("pwrite64", "write", "fsync", "fdatasync", "ftruncate", "unlink", "m
 
 @dataclass(frozen=True)
 class Job:
-    """One job to kill: *work* on what *scene* left behind (functions of `jobs_child`), while the receiver is in *mode*.
+    """One job to kill: *work* on what *template* left (functions of `jobs_child`), while the receiver is in *mode*.
 
     *lost* messages were lost before, and must be counted; what *work* removes is counted in the ledger as *counted*.
     """
 
     name: str
-    scene: str
+    template: str
     work: str
     mode: str = "ok"
     lost: int = 0
@@ -74,14 +74,15 @@ class Tried:
     repeats: int = 0
 
 
-def run(*, whole: bool) -> Report:
-    """Kill at every system call of every job, or at some of them."""
+def run(*, whole: bool, only: str = "") -> Report:
+    """Kill at every system call, or at some, of all jobs, or of those with *only* in their name."""
     report = Report("points", skipped=cannot_trace())
     if report.skipped:
         return report
+    jobs = [job for job in JOBS if only in job.name]
     with ExitStack() as stack:
-        workers = workers_with_scenes(stack, AT_ONCE)
-        found = shared_out(workers, lambda worker, job: _points(worker, job, whole=whole), JOBS)
+        workers = workers_with_templates(stack, AT_ONCE)
+        found = shared_out(workers, lambda worker, job: _points(worker, job, whole=whole), jobs)
         points = [point for points in found for point in points]
         for tried in shared_out(workers, try_point, points):
             if tried.is_killed or tried.violations:
@@ -91,7 +92,7 @@ def run(*, whole: bool) -> Report:
 
 def _points(worker: Worker, job: Job, *, whole: bool) -> list[Point]:
     """Return the points of *job*, all or some: a run without harm tells which there are."""
-    _, folder = worker.begin(job.scene, job.mode)
+    _, folder = worker.begin(job.template, job.mode)
     _, calls = _traced(worker, job, folder)
     shutil.rmtree(folder)
     places = range(len(calls))
@@ -104,19 +105,19 @@ def _points(worker: Worker, job: Job, *, whole: bool) -> list[Point]:
 def try_point(worker: Worker, point: Point) -> Tried:
     """Kill a job at *point*, before the system call does anything, and check what is left."""
     job = point.job
-    scene, folder = worker.begin(job.scene, job.mode)
+    template, folder = worker.begin(job.template, job.mode)
     outcome, calls = _traced(worker, job, folder, "-e", f"inject={point.call}:signal=KILL:when={point.occurrence}")
     violations: list[str] = []
     if (outcome.code and not outcome.is_killed) or outcome.hung:
         violations.append(f"the job ended with {outcome.code}: {outcome.errors.strip()[-600:]}")
-    promised = scene.promised.copy()
+    promised = template.promised.copy()
     promised.add(outcome.said)
     before, received = stored(folder), Received.by(worker.server)
-    delivered = scene.delivered | set(received.numbers)
+    delivered = template.delivered | set(received.numbers)
     violations += broken(promised, before, delivered, unanswered=1)
     if job.mode not in ("ok", "refuse_marked"):
         worker.server.set_mode("ok")
-    after = go_on(worker.programs, folder, worker.server, promised, before, scene.delivered)
+    after = go_on(worker.programs, folder, worker.server, promised, before, template.delivered)
     violations += after.violations + _ledger_faults(job, promised, before, after.ledger)
     shutil.rmtree(folder)
     where = f"{job.name}, killed at {point.call} {point.occurrence}, the system call {len(calls)}"

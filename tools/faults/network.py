@@ -287,10 +287,10 @@ QUICK = 7
 """Cells of the quick slice: the first ones."""
 
 
-def run(*, whole: bool) -> Report:
-    """Try the cells. The quick slice is the first `QUICK` of them, with fewer messages."""
+def run(*, whole: bool, only: str = "") -> Report:
+    """Try the cells, or those with *only* in their name. The quick slice is the first `QUICK`, with fewer messages."""
     report = Report("states of receiver and network")
-    cells = CELLS if whole else CELLS[:QUICK]
+    cells = tuple(cell for cell in (CELLS if whole or only else CELLS[:QUICK]) if only in cell.name)
     if not nginx.PROGRAM:
         cells = tuple(cell for cell in cells if not cell.name.startswith("nginx"))
     if not shutil.which("openssl"):

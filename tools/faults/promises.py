@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from faults.jobs_child import APP, LAST, message_id, properties
 from faults.traced import ForkServer
 from outtray.outbox import sql
+from outtray.outbox.records import is_intact
 from outtray.testing import FakeServer
 
 ROWS = "SELECT id, message_id, crc, CAST(body AS BLOB) FROM messages ORDER BY id"
@@ -116,7 +116,7 @@ def _read(path: Path, result: Stored) -> None:
             number = _number(text)
             if number in here:
                 result.problems.append(f"message {number} stands there twice, as {here[number]} and as {id}")
-            if zlib.crc32(body) != crc:
+            if not is_intact(id, body, crc):
                 result.problems.append(f"message {number} is damaged")
             here[number] = id
         numbers = list(here)

@@ -24,7 +24,7 @@ class Report:
 
     def raise_to(self, name: str, number: int | float) -> None:
         """Keep the largest *number* seen as the count *name*."""
-        self.counts[name] = max(self.counts.get(name, 0), number)  # type: ignore[type-var]
+        self.counts[name] = max(self.counts.get(name, 0), number)
 
     def violated(self, what: str) -> None:
         """Note one broken promise."""

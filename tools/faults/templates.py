@@ -1,4 +1,4 @@
-"""Outboxes as programs leave them, set up once and copied for each try."""
+"""Outboxes as programs leave them, set up once and copied for each try: for `kill_points` and `io_errors`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 MODES = {"with_dead": "refuse_marked"}
-"""How the receiver answers while a scene is set up, if not "ok"."""
+"""How the receiver answers while a template is set up, if not "ok"."""
 
 
 @dataclass
-class Scene:
+class Template:
     """A folder as a function of `jobs_child` left it, and what had been promised and delivered by then."""
 
     folder: Path
@@ -33,67 +33,67 @@ class Scene:
     delivered: set[int]
 
 
-class Scenes:
-    """The scenes that were needed so far, in *folder*."""
+class Templates:
+    """The templates that were needed so far, in *folder*."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._made: dict[str, Scene] = {}
+        self._made: dict[str, Template] = {}
         self._making = threading.Lock()
 
-    def get(self, name: str, programs: ForkServer, server: FakeServer) -> Scene:
-        """Return the scene *name*, set up by *programs* if it is the first time."""
+    def get(self, name: str, programs: ForkServer, server: FakeServer) -> Template:
+        """Return the template *name*, set up by *programs* if it is the first time."""
         with self._making:
             if name not in self._made:
                 self._made[name] = self._make(name, programs, server)
             return self._made[name]
 
-    def _make(self, name: str, programs: ForkServer, server: FakeServer) -> Scene:
+    def _make(self, name: str, programs: ForkServer, server: FakeServer) -> Template:
         folder = self._folder / name
         folder.mkdir()
         server.clear()
         server.set_mode(MODES.get(name, "ok"))
         outcome = programs.run(name, folder, server.url)
         if outcome.code:
-            raise RuntimeError(f"the scene {name} ended with {outcome.code}: {outcome.errors}")
+            raise RuntimeError(f"the template {name} ended with {outcome.code}: {outcome.errors}")
         promised = Promised()
         promised.add(outcome.said)
-        return Scene(folder, promised, set(Received.by(server).numbers))
+        return Template(folder, promised, set(Received.by(server).numbers))
 
 
 class Worker:
-    """What one thread needs to try things: programs, a receiver, a folder of its own, and the scenes of all."""
+    """What one thread needs to try things: programs, a receiver, a folder of its own, and the templates of all."""
 
-    def __init__(self, programs: ForkServer, server: FakeServer, folder: Path, scenes: Scenes) -> None:
+    def __init__(self, programs: ForkServer, server: FakeServer, folder: Path, templates: Templates) -> None:
         self.programs = programs
         self.server = server
         self.folder = folder
-        self._scenes = scenes
+        self._templates = templates
         self._count = 0
 
-    def begin(self, scene_name: str, mode: str = "ok") -> tuple[Scene, Path]:
-        """Return a scene and a copy of its folder, with the receiver in *mode* and nothing received."""
-        scene = self._scenes.get(scene_name, self.programs, self.server)
+    def begin(self, template_name: str, mode: str = "ok") -> tuple[Template, Path]:
+        """Return a template and a copy of its folder, with the receiver in *mode* and nothing received."""
+        template = self._templates.get(template_name, self.programs, self.server)
         self._count += 1
         folder = self.folder / f"try-{self._count}"
-        shutil.copytree(scene.folder, folder)
+        shutil.copytree(template.folder, folder)
         self.server.clear()
         self.server.set_mode(mode)
-        return scene, folder
+        return template, folder
 
 
-def workers_with_scenes(stack: ExitStack, count: int) -> list[Worker]:
-    """Return workers that share scenes; their programs, receivers and folders end with *stack*."""
+def workers_with_templates(stack: ExitStack, count: int) -> list[Worker]:
+    """Return workers that share templates; their programs, receivers and folders end with *stack*."""
 
     def folder() -> Path:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outtray-faults-")))
 
-    scenes = Scenes(folder())
+    templates = Templates(folder())
     workers = []
     for _ in range(count):
         own = folder()
         server = stack.enter_context(FakeServer())
-        workers.append(Worker(stack.enter_context(ForkServer(own)), server, own, scenes))
+        workers.append(Worker(stack.enter_context(ForkServer(own)), server, own, templates))
     return workers
 
 
