@@ -63,7 +63,7 @@ def main() -> None:
         outbox.settle(batch, [mark for mark in map(mark_of, batch.messages) if mark], status=200, seconds=0.1)
         settled += len(batch.messages)
     retried = retry("retry")
-    outbox.fill_reserve(lambda: True)  # once here, and not again in every copy
+    outbox.fill_reserve()  # once here, and not again in every copy
     outbox.count("full", 2)
     outbox.empty_wal()  # what came until here lies in the database file, the rest in the WAL
 
