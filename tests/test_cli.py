@@ -21,7 +21,7 @@ from .conftest import wait_until
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-LISTED = ["status", "list", "show", "where", "retry", "purge", "consent", "forget", "flush"]
+LISTED = ["status", "list", "show", "where", "retry", "purge", "doctor", "consent", "forget", "flush"]
 
 
 def fill(app: str, count: int, event: str = "event", **options: object) -> outtray.Tray:

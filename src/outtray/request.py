@@ -90,7 +90,18 @@ def exchange(
     thread until the answer is there. At most `MAX_ANSWER_BYTES` of the answer are kept, unpacked. Raises
     Postponed with the reason where no answer came.
     """
-    call = _Call(url, body, headers, timeout)
+    return _answered(_Call("POST", url, body, headers, timeout), timeout, meanwhile)
+
+
+def probe(url: str, timeout: float) -> requests.Response:
+    """Ask for *url* without a body, a key or credentials, and return the answer, whatever its status.
+
+    *timeout* in seconds bounds all of it, as in `exchange`. Raises Postponed with the reason where no answer came.
+    """
+    return _answered(_Call("HEAD", settings.without_credentials(url) or "", b"", {}, timeout), timeout, None)
+
+
+def _answered(call: _Call, timeout: float, meanwhile: Callable[[], None] | None) -> requests.Response:
     is_answered = False
     try:
         is_answered = call.wait(timeout, meanwhile)
@@ -105,8 +116,8 @@ def exchange(
 class _Call:
     """One exchange in a thread of its own, as nothing else bounds a name look-up or a header that trickles in."""
 
-    def __init__(self, url: str, body: bytes, headers: dict[str, str], timeout: float) -> None:
-        self._arguments = (url, body, headers, timeout)
+    def __init__(self, method: str, url: str, body: bytes, headers: dict[str, str], timeout: float) -> None:
+        self._arguments = (method, url, body, headers, timeout)
         self._done = threading.Event()
         self._response: requests.Response | None = None
         self._error: Exception | None = None
@@ -142,10 +153,11 @@ class _Call:
         self._session.abandon()
 
     def _run(self) -> None:
-        url, body, headers, timeout = self._arguments
+        method, url, body, headers, timeout = self._arguments
         try:
             # Unpacked by us, with a bound: what the server packs is its own choice.
-            with self._session.post(
+            with self._session.request(
+                method,
                 url,
                 data=body,
                 headers={**headers, "accept-encoding": "identity"},

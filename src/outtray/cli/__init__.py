@@ -27,6 +27,7 @@ COMMANDS = {
     "where": ("outtray.cli.where", "say where the outbox and the config file lie"),
     "retry": ("outtray.cli.retry", "make dead messages pending again"),
     "purge": ("outtray.cli.purge", "delete messages; delivered ones if nothing else is said"),
+    "doctor": ("outtray.cli.doctor", "examine outboxes, and bring back what a damaged file still holds"),
     "consent": ("outtray.cli.consent", "say what is recorded and sent, and choose: on, local or off"),
     "forget": ("outtray.cli.forget", "erase the client id and all messages"),
     "run": ("outtray.cli.run", "run a program that knows nothing of outtray with a bridge installed"),
@@ -34,8 +35,8 @@ COMMANDS = {
 }
 """Name to module and one line of help."""
 
-EPILOG = """exit codes: 0 done; 1 new dead letters, or no such message; 2 usage; 74 the output could not be written;
-75 kept for later; 78 held or not configured: something must be put right first; 130 interrupted.
+EPILOG = """exit codes: 0 done; 1 new dead letters, findings of `doctor`, or no such message; 2 usage; 74 the output
+could not be written; 75 kept for later; 78 held or not configured: something must be put right first; 130 interrupted.
 `outtray COMMAND --help` describes a command."""
 
 

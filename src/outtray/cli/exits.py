@@ -4,7 +4,7 @@ from __future__ import annotations
 
 DONE = 0
 FINDINGS = 1
-"""New dead letters, or no such message."""
+"""New dead letters, findings of an examination, or no such message."""
 USAGE = 2
 IO_ERROR = 74
 """The output could not be written, or a file not read."""

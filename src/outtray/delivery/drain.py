@@ -319,8 +319,13 @@ def _mark_of_unfit(message: Message) -> Mark | None:
 
 def delivery_settings(outbox: Outbox | Look) -> dict[str, Any]:
     """Return what the host stored for drainers, see `Settings.to_store`."""
+    return read_delivery_settings(outbox.meta(DELIVERY_SETTINGS))
+
+
+def read_delivery_settings(text: str | None) -> dict[str, Any]:
+    """Return the same out of the *text* that is kept under `DELIVERY_SETTINGS`."""
     try:
-        stored = json.loads(outbox.meta(DELIVERY_SETTINGS) or "{}")
+        stored = json.loads(text or "{}")
     except (ValueError, RecursionError):
         return {}  # damaged: then url and the like have to come from elsewhere
     return stored if isinstance(stored, dict) else {}

@@ -37,8 +37,13 @@ class DrainLock:
 
     def holder(self) -> tuple[int, int]:
         """Return pid and beat of the last holder."""
-        data = self._file.read(self.LAYOUT.size)
-        return self.LAYOUT.unpack(data) if len(data) == self.LAYOUT.size else (0, 0)
+        return self.read(self._file)
+
+    @classmethod
+    def read(cls, file: FileLock) -> tuple[int, int]:
+        """Return pid and beat of the last holder from *file*, zeros where there was none."""
+        data = file.read(cls.LAYOUT.size)
+        return cls.LAYOUT.unpack(data) if len(data) == cls.LAYOUT.size else (0, 0)
 
     def release(self) -> None:
         """Give the right back."""

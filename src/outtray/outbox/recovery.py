@@ -89,8 +89,8 @@ def waiting(outbox: Outbox) -> list[Source]:
     found = sources(outbox.directory, outbox.header().generation)
     if not found:
         return []
-    done = _done(outbox)
-    return [source for source in found if source.name not in done]
+    read = done(outbox.meta(DONE))
+    return [source for source in found if source.name not in read]
 
 
 def salvage(outbox: Outbox, go_on: Callable[[], bool] = lambda: True) -> int:
@@ -130,15 +130,16 @@ def clear_away(outbox: Outbox, *, retention: float) -> None:
     Raises OutboxError, OSError.
     """
     found = sources(outbox.directory, outbox.header().generation)
-    done = _done(outbox) if found else {}
+    read = done(outbox.meta(DONE)) if found else {}
     for source in found:
-        if done.get(source.name, float("inf")) <= time.time() - retention:
+        if read.get(source.name, float("inf")) <= time.time() - retention:
             for path in source.files:
                 os.unlink(path)
 
 
-def _done(outbox: Outbox) -> dict[str, float]:
-    return dict(json.loads(outbox.meta(DONE) or "{}"))
+def done(text: str | None) -> dict[str, float]:
+    """Return the names of the sources that were read to their end, with the moment, as *text* under `DONE` has them."""
+    return dict(json.loads(text or "{}"))
 
 
 class _State:
@@ -276,8 +277,8 @@ class _Salvage:
         """Take cursors, ledger and meta over, once."""
         with self._outbox.writing() as transaction:
             execute = transaction.execute
-            done = json.loads(_meta(transaction, DONE) or "{}")
-            if self._source.name + STATE in done:
+            read = done(_meta(transaction, DONE))
+            if self._source.name + STATE in read:
                 return
             for name, (id, delivered) in self._state.cursors.items():
                 if id <= base_id(self._source.generation + 1):
@@ -288,8 +289,8 @@ class _Salvage:
             for key, value in self._state.meta.items():
                 if key not in (PREVIOUS, DONE) and _meta(transaction, key) is None:
                     execute(sql.SET_META, (key, value))
-            done[self._source.name + STATE] = time.time()
-            execute(sql.SET_META, (DONE, json.dumps(done)))
+            read[self._source.name + STATE] = time.time()
+            execute(sql.SET_META, (DONE, json.dumps(read)))
 
     def _finish(self) -> int:
         """Note that the source was read to its end, count what it did not have, and return how many that is."""
@@ -298,9 +299,9 @@ class _Salvage:
             transaction.count_in_ledger("lost", lost)
             if not self._are_marks_known and not self._source.is_in_use:
                 transaction.count_in_ledger("lost_unknown", 1)
-            done = json.loads(_meta(transaction, DONE) or "{}")
-            done[self._source.name] = time.time()
-            transaction.execute(sql.SET_META, (DONE, json.dumps(done)))
+            read = done(_meta(transaction, DONE))
+            read[self._source.name] = time.time()
+            transaction.execute(sql.SET_META, (DONE, json.dumps(read)))
         return lost
 
     def _count_lost(self, transaction: Transaction) -> int:

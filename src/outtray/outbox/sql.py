@@ -261,4 +261,16 @@ INTEGRITY = "PRAGMA integrity_check(20)"
 SPAN = "SELECT count(*), min(id), max(id) FROM messages"
 STATE_COUNTS = "SELECT destination, state, count(*) FROM message_states GROUP BY destination, state"
 CURSORS = "SELECT destination, id, delivered, next_attempt_at, attempts, status, reason, held FROM cursors"
-CHECKSUMS = "SELECT id, crc, ifnull(CAST(body AS BLOB), x'') FROM messages ORDER BY id"
+CHECKSUMS = "SELECT id, message_id, event, crc, ifnull(CAST(body AS BLOB), x'') FROM messages ORDER BY id"
+ALL_META = "SELECT key, value FROM meta WHERE key <> 'salt' ORDER BY key"
+WRONG_CURSORS = "SELECT destination FROM cursors WHERE mirror IS NOT -id"
+UNKNOWN_STATES = """SELECT DISTINCT state FROM exceptions
+    WHERE state NOT IN ('retry', 'deferred', 'dead', 'local', 'delivered')"""
+# Behind the cursor that is furthest: up to it messages may have been removed, and behind it each of them left a mark.
+UNACCOUNTED = """SELECT coalesce((SELECT max(m.id) FROM messages m), 0) - c.id
+    - (SELECT count(*) FROM messages m WHERE m.id > c.id)
+    - (SELECT coalesce(sum(g.last_id - max(g.first_id - 1, c.id)), 0) FROM gaps g
+        WHERE g.last_id > c.id AND g.last_id <= (SELECT max(m.id) FROM messages m))
+    - (SELECT count(*) FROM exceptions e WHERE e.destination = c.destination AND e.state = 'delivered' AND e.id > c.id
+        AND e.id <= (SELECT max(m.id) FROM messages m) AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.id = e.id))
+    FROM cursors c ORDER BY c.id DESC LIMIT 1"""

@@ -5,6 +5,7 @@ The files are copied into a temporary folder first, and only the copy is opened:
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -36,6 +37,12 @@ GATE_BYTES = 16 * 1024 * 1024
 TRIES = 3
 """Copies of an outbox that changes meanwhile, before the last one is taken as it is."""
 
+TORN = "it was written to while it was copied: what is shown may be torn"
+"""The problem of a copy that may not be what the files are."""
+
+BAD_HEADER = "the header of the gate is damaged; outtray rebuilds it from the database"
+"""The problem of a gate that says nothing."""
+
 
 class Unreadable(Exception):
     """There is no outbox in what was named; the text says why."""
@@ -64,8 +71,9 @@ def inspect(path: str, *, messages: int = 0) -> dict[str, Any]:
     """Return what the database file *path* holds, with the newest *messages* messages.
 
     The keys: `path, format {major, minor, application_id}, generation, wal_bytes, header, messages {count, first_id,
-    last_id}, states {destination: {state: count}}, cursors, ledger, integrity, damaged {count, ids}, missing, newest,
-    problems`. What could not be read is None, and `problems` says why; an empty `problems` means a sound outbox.
+    last_id}, states {destination: {state: count}}, cursors, ledger, meta, integrity, damaged {count, ids}, mismatched
+    {count, ids}, wrong_cursors, missing, unaccounted, newest, problems`. What could not be read is None, and `problems`
+    says why; an empty `problems` means a sound outbox.
     Raises Unreadable if it is no outbox at all, OSError.
     """
     problems: list[str] = []
@@ -74,7 +82,8 @@ def inspect(path: str, *, messages: int = 0) -> dict[str, Any]:
         _require_sqlite(copy, path)
         connection = sqlite3.connect(copy, isolation_level=None)
         try:
-            return _Inspection(path, connection, problems, wal_bytes=_size(f"{copy}-wal")).report(messages)
+            wal_bytes = _size(f"{copy}-wal")
+            return _Inspection(path, f"{copy}.gate", connection, problems, wal_bytes=wal_bytes).report(messages)
         except sqlite3.DatabaseError as error:
             raise Unreadable(f"{path} cannot be read: {error}") from error
         finally:
@@ -82,12 +91,13 @@ def inspect(path: str, *, messages: int = 0) -> dict[str, Any]:
 
 
 class _Inspection:
-    """One look into the copy of the file *path*."""
+    """One look into the copies of the file *path* and of its *gate*."""
 
     def __init__(
-        self, path: str, connection: sqlite3.Connection, problems: list[str], *, wal_bytes: int | None
+        self, path: str, gate: str, connection: sqlite3.Connection, problems: list[str], *, wal_bytes: int | None
     ) -> None:
         self._path = path
+        self._gate = gate
         self._connection = connection
         self._problems = problems
         self._wal_bytes = wal_bytes  # of the copy before it was opened: closing empties it
@@ -102,9 +112,9 @@ class _Inspection:
         major, generation = (int(name[1]), int(name[2])) if name else (None, None)
         if major not in (None, MAJOR):
             self._problems.append(f"its format {major} is not the one that is known here ({MAJOR})")
-        header = _read_header(os.path.join(os.path.dirname(self._path), f"outbox-{major or MAJOR}.gate"))
+        header = _read_header(self._gate)
         if header is not None and not (header["magic_ok"] and header["crc_ok"]):
-            self._problems.append("the header of the gate is damaged; outtray rebuilds it from the database")
+            self._problems.append(BAD_HEADER)
         return {
             "path": self._path,
             "format": {"major": major, "minor": minor, "application_id": f"{application_id:#x}"},
@@ -115,8 +125,11 @@ class _Inspection:
             "states": self._rows("states", sql.STATE_COUNTS, _by_destination),
             "cursors": self._rows("cursors", sql.CURSORS, _cursors),
             "ledger": self._rows("ledger", sql.LEDGER, dict),
+            "meta": self._rows("what it knows of itself", sql.ALL_META, dict),
             "integrity": self._integrity(),
-            "damaged": self._damaged(),
+            **self._bodies(),
+            "wrong_cursors": self._marks(),
+            "unaccounted": self._unaccounted(),
             "missing": self._missing(header, generation),
             "newest": self._newest(messages),
             "problems": self._problems,
@@ -135,19 +148,48 @@ class _Inspection:
             self._problems.append(f"SQLite's integrity check fails: {found[0]}")
         return found
 
-    def _damaged(self) -> dict[str, Any] | None:
-        """Compare every body with its checksum."""
-        ids: list[int] = []
+    def _bodies(self) -> dict[str, Any]:
+        """Compare every body with its checksum, and then with what the columns say of it."""
+        damaged: list[int] = []
+        mismatched: list[int] = []
         try:
-            for id, crc, body in self._connection.execute(sql.CHECKSUMS):
+            for id, message_id, event, crc, body in self._connection.execute(sql.CHECKSUMS):
                 if not is_intact(id, body, crc):
-                    ids.append(id)
+                    damaged.append(id)
+                elif not _is_told_by(body, message_id, event):
+                    mismatched.append(id)
         except sqlite3.DatabaseError as error:
             self._problems.append(f"the checksums cannot all be compared: {error}")
-            return None
-        if ids:
-            self._problems.append(f"{len(ids)} messages do not have their checksum, the first is {ids[0]}")
-        return {"count": len(ids), "ids": ids}
+            return {"damaged": None, "mismatched": None}
+        if damaged:
+            self._problems.append(f"{len(damaged)} messages do not have their checksum, the first is {damaged[0]}")
+        if mismatched:
+            self._problems.append(
+                f"{len(mismatched)} messages have another message_id or event than their body, the first is "
+                f"{mismatched[0]}"
+            )
+        return {
+            "damaged": {"count": len(damaged), "ids": damaged},
+            "mismatched": {"count": len(mismatched), "ids": mismatched},
+        }
+
+    def _marks(self) -> list[str] | None:
+        """Return the destinations whose cursor is not what its mirror says; looks at the states of marks, too."""
+        wrong: list[str] | None = self._rows("cursors", sql.WRONG_CURSORS, lambda rows: [row[0] for row in rows])
+        for destination in wrong or []:
+            self._problems.append(f"the cursor of {destination!r} is not what its mirror says")
+        for (state,) in self._rows("marks", sql.UNKNOWN_STATES, list) or []:
+            self._problems.append(f"messages are marked with the state {state!r}, which there is not")
+        return wrong
+
+    def _unaccounted(self) -> int | None:
+        """Return how many ids have no message though nobody removed or passed over it."""
+        count: int | None = self._rows(
+            "gaps", sql.UNACCOUNTED, lambda rows: max(0, int(rows[0][0])) if rows and rows[0][0] is not None else 0
+        )
+        if count:
+            self._problems.append(f"{count} ids have no message though none of them was removed")
+        return count
 
     def _missing(self, header: dict[str, Any] | None, generation: int | None) -> int | None:
         """Return how many messages the header knows of and the database lost, None where that cannot be told."""
@@ -169,6 +211,19 @@ class _Inspection:
         except sqlite3.DatabaseError as error:
             self._problems.append(f"the newest messages cannot be read: {error}")
             return None
+
+
+def _is_told_by(body: bytes, message_id: str, event: str) -> bool:
+    """Tell whether *body* has that message_id and event, as far as it has such."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        return True  # only the checksum tells
+    if not isinstance(message, dict):
+        return True
+    name = message.get("event", message.get("type", event))
+    pairs = ((message.get("message_id", message_id), message_id), (name, event))
+    return all(inner == outer for inner, outer in pairs if isinstance(inner, str))
 
 
 _SPAN = ("count", "first_id", "last_id")
@@ -218,11 +273,13 @@ def _copy(path: str, folder: str, problems: list[str]) -> str:
         before = _state(path)
         with _gate_held(path, wanted=sum(size for size, _ in before) <= GATE_BYTES) as held:
             before = _state(path)
+            # The header first: beside the gate it then lags behind the rows, which is no loss.
+            _copy_if_there(_gate_of(path), f"{copy}.gate")
             _copy_if_there(path, copy)
             _copy_if_there(f"{path}-wal", f"{copy}-wal")
             if held or _state(path) == before:
                 return copy
-    problems.append("it was written to while it was copied: what is shown may be torn")
+    problems.append(TORN)
     return copy
 
 
@@ -245,12 +302,17 @@ def _state(path: str) -> list[tuple[int, int]]:
     return found
 
 
+def _gate_of(path: str) -> str:
+    """Return the path of the gate beside the database *path*."""
+    name = NAME.fullmatch(os.path.basename(path))
+    return os.path.join(os.path.dirname(path), f"outbox-{name[1] if name else MAJOR}.gate")
+
+
 @contextmanager
 def _gate_held(path: str, *, wanted: bool) -> Iterator[bool]:
     """Keep writers out where there is a gate that can be had within a second; tells whether that is so."""
-    name = NAME.fullmatch(os.path.basename(path))
-    gate = FileLock(os.path.join(os.path.dirname(path), f"outbox-{name[1]}.gate")) if name else None
-    if not wanted or gate is None or not _is_open(gate):
+    gate = FileLock(_gate_of(path))
+    if not wanted or not NAME.fullmatch(os.path.basename(path)) or not _is_open(gate):
         yield False
         return
     try:
@@ -272,7 +334,7 @@ def _is_acquired(gate: FileLock) -> bool:
     while not gate.try_acquire():
         if time.monotonic() >= end:
             return False
-        time.sleep(0.01)
+        time.sleep(0.001)  # whoever asks less often than the writers does not get in
     return True
 
 
