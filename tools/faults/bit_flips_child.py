@@ -166,6 +166,7 @@ class Use:
                 report = flush(self._outbox, self._settings, timeout=60.0)
             except Exception as error:
                 self._fails = True
+
                 return self.verdict.violated("raised", f"flush: {error!r}")
             if report.outcome == "drained":
                 return None

@@ -13,7 +13,7 @@ import shutil
 
 from outtray import consent, identity
 from outtray.outbox import sql
-from outtray.outbox.files import MAJOR
+from outtray.outbox.files import KEPT_WAL, MAJOR
 from outtray.outbox.sync import sync_directory
 from outtray.outbox.transaction import ERASING, FORGOTTEN, ROWS_UNDER_THE_GATE, WITHDRAWN
 from outtray.settings import make_directory
@@ -125,7 +125,9 @@ def _remove_left_behind(directory: str, generation: int) -> None:
             older = _OLDER.fullmatch(entry.name)
             if entry.name.startswith("salvage-") and entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
-            elif entry.name.endswith(".lost-wal") or (older and int(older[1]) < generation):
+            elif entry.name.endswith(KEPT_WAL) or (older and int(older[1]) < generation):
+                if entry.is_dir(follow_symlinks=False):
+                    continue  # somebody put it in the place of a database: none of ours
                 os.unlink(entry.path)
 
 

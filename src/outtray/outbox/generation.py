@@ -35,6 +35,8 @@ def begin(directory: str, old: Header | None, reason: object) -> tuple[sqlite3.C
     """
     previous = old.generation if old is not None else newest_generation(directory)
     keep_wal(directory, previous)
+    left = database_path(directory, previous)
+    is_gone = not os.path.isfile(left) and not os.path.exists(f"{left}-wal")  # nothing to save from, later on
     generation = previous + 1
     path = database_path(directory, generation)
     for leftover in (path, f"{path}-wal", f"{path}-shm"):
@@ -49,6 +51,11 @@ def begin(directory: str, old: Header | None, reason: object) -> tuple[sqlite3.C
         connection.execute(sql.ADD_GAP, (1, base_id(generation)))
         connection.execute(sql.SET_META, (PREVIOUS, json.dumps(known)))
         connection.execute(sql.COUNT_IN_LEDGER, ("file_damaged", 1))
+        if is_gone:
+            connection.execute(sql.COUNT_IN_LEDGER, ("lost_unknown", 1))
+        if is_gone and old is not None:
+            missing = old.last_id - max(old.settled_id, base_id(previous))
+            connection.execute(sql.COUNT_IN_LEDGER, ("lost", max(0, missing)))
         connection.execute(sql.COMMIT)
         connection.execute(sql.TRUNCATE_WAL)  # which syncs it
     except BaseException:

@@ -16,7 +16,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._given: deque[tuple[str, int]] = deque()
-        self._written: list[tuple[str, int]] = []
+        self._written: dict[str, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._given)
@@ -28,8 +28,10 @@ class Ledger:
     def write(self, connection: sqlite3.Connection) -> None:
         """Write all counts in the open transaction; `forget` or `take_back` says how that ended."""
         while self._given:
-            self._written.append(self._given.popleft())
-            connection.execute(sql.COUNT_IN_LEDGER, self._written[-1])
+            reason, number = self._given.popleft()
+            self._written[reason] = self._written.get(reason, 0) + number
+        for count in self._written.items():  # summed up: on a full disk each refused call tries to write them all
+            connection.execute(sql.COUNT_IN_LEDGER, count)
 
     def forget(self) -> None:
         """The transaction is committed."""
@@ -37,5 +39,5 @@ class Ledger:
 
     def take_back(self) -> None:
         """The transaction failed: the counts go into the next one."""
-        self._given.extend(self._written)
+        self._given.extend(self._written.items())
         self._written.clear()

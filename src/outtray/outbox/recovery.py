@@ -39,13 +39,13 @@ CARRIED_OVER = ("retry", "deferred", "dead", "local")
 
 
 class Source:
-    """A damaged database (a path, None if it is gone) with its logs; *is_in_use* for a log of the one in use."""
+    """What a generation left: its logs and its *database* (a path, None if it is gone); or a log of the one in use."""
 
-    def __init__(self, generation: int, database: str | None, wals: list[str], *, is_in_use: bool = False) -> None:
+    def __init__(self, generation: int, database: str | None, wals: list[str], *, is_left: bool) -> None:
         self.generation = generation
-        self.is_in_use = is_in_use
         self.database = database
         self.wals = wals
+        self.is_left = is_left
 
     @property
     def name(self) -> str:
@@ -73,15 +73,20 @@ def sources(directory: str, generation: int) -> list[Source]:
     """Return the damaged files in *directory*, where *generation* is in use, oldest first. Raises OSError."""
     found = []
     kept = kept_wals(directory)
-    for number in generations(directory):
+    for number in sorted({*generations(directory), *(_generation_of(path) for path in kept)}):
         wals = [path for path in kept if os.path.basename(path).startswith(f"outbox-{MAJOR}-{number}-")]
         if number < generation:
             path = database_path(directory, number)
             log = [f"{path}-wal"] if os.path.isfile(f"{path}-wal") and not wals else []
-            found.append(Source(number, path if os.path.isfile(path) else None, wals + log))
+            found.append(Source(number, path if os.path.isfile(path) else None, wals + log, is_left=True))
         elif number == generation:
-            found += [Source(number, None, [wal], is_in_use=True) for wal in wals]
+            found += [Source(number, None, [wal], is_left=False) for wal in wals]
     return [source for source in found if source.database or source.wals]
+
+
+def _generation_of(kept_wal: str) -> int:
+    number = os.path.basename(kept_wal).split("-")[2]
+    return int(number) if number.isascii() and number.isdecimal() else 0
 
 
 def waiting(outbox: Outbox) -> list[Source]:
@@ -151,6 +156,7 @@ class _State:
         self.ledger: dict[str, int] = {}
         self.meta: dict[str, str] = {}
         self.gaps: list[tuple[int, int]] = []
+        indexed: dict[tuple[str, int], str] = {}
         for record in records:
             match record.values:
                 case (bytes(key), bytes(value)):
@@ -163,6 +169,19 @@ class _State:
                     self.cursors[_text(name)] = (id, state)
                 case (bytes(name), int(id), bytes(state), *rest) if len(record.values) == 8:
                     self.marks[_text(name), id] = (_text(state), *rest)
+                case (bytes(state), bytes(name), int(id)):
+                    indexed[_text(name), id] = _text(state)
+        self._compare(indexed)
+
+    def _compare(self, indexed: dict[tuple[str, int], str]) -> None:
+        """Put the marks right by their index: where the two disagree, a message is rather sent again than lost."""
+        for key in [key for key in self.marks if indexed and key not in indexed]:
+            name, id = key
+            if id > self.cursors.get(name, (0, 0))[0]:
+                del self.marks[key]
+        for key, state in indexed.items():
+            if key not in self.marks and state in CARRIED_OVER:
+                self.marks[key] = (state, 0.0, 0, None, None, None)
 
 
 class _Salvage:
@@ -176,7 +195,7 @@ class _Salvage:
         self._previous = self._known()
         self._are_marks_known = bool(self._state.cursors)
         settled_id = self._previous.get("settled_id")
-        if not source.is_in_use and settled_id is not None and not self._state.cursors:
+        if source.is_left and settled_id is not None and not self._state.cursors:
             self._state.cursors[outbox.destination] = (settled_id, 0)
         self._saved = 0
         self._lowest_seen: int | None = None
@@ -184,7 +203,7 @@ class _Salvage:
 
     def run(self) -> tuple[int, int | None]:
         """Return how many messages were saved and how many lost, None for the latter if it is to go on later."""
-        if not self._source.is_in_use:
+        if self._source.is_left:
             self._carry_over()
         rows: list[tuple[Any, ...]] = []
         size = 0
@@ -227,7 +246,7 @@ class _Salvage:
     def _is_wanted(self, id: int) -> bool:
         if id <= self._erased_id:
             return False
-        if self._source.is_in_use or not self._state.cursors:
+        if not self._source.is_left or not self._state.cursors:
             return True  # the gaps of the database in use tell, or nobody knows
         return any(
             self._state.marks[name, id][0] in CARRIED_OVER if (name, id) in self._state.marks else id > cursor
@@ -246,7 +265,7 @@ class _Salvage:
                     self._mark(transaction, row, cursors)
                     count += 1
             transaction.count_in_ledger("salvaged", count)
-            if self._source.is_in_use:
+            if not self._source.is_left:
                 transaction.count_in_ledger("lost", -count)  # they were counted when the file was opened
         self._saved += count
 
@@ -295,11 +314,13 @@ class _Salvage:
     def _finish(self) -> int:
         """Note that the source was read to its end, count what it did not have, and return how many that is."""
         with self._outbox.writing() as transaction:
-            lost = 0 if self._source.is_in_use else self._count_lost(transaction)
-            transaction.count_in_ledger("lost", lost)
-            if not self._are_marks_known and not self._source.is_in_use:
-                transaction.count_in_ledger("lost_unknown", 1)
             read = done(_meta(transaction, DONE))
+            if self._source.name in read:
+                return 0  # somebody else read it at the same time, and has counted
+            lost = self._count_lost(transaction) if self._source.is_left else 0
+            transaction.count_in_ledger("lost", lost)
+            if not self._are_marks_known and self._source.is_left:
+                transaction.count_in_ledger("lost_unknown", 1)
             read[self._source.name] = time.time()
             transaction.execute(sql.SET_META, (DONE, json.dumps(read)))
         return lost

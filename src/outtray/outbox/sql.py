@@ -97,8 +97,6 @@ MARKS_BY_TABLE = """SELECT count(*), sum(id), sum(length(state)), sum(length(des
 MARKS_BY_INDEX = """SELECT count(*), sum(id), sum(length(state)), sum(length(destination))
     FROM exceptions INDEXED BY exceptions_by_state WHERE state >= ''"""
 MORE_MARKS_THAN = "SELECT count(*) > ?1 FROM (SELECT 1 FROM exceptions LIMIT ?1 + 1)"
-UNKNOWN_STATES = """SELECT count(*) FROM exceptions INDEXED BY exceptions_by_state WHERE state >= ''
-    AND state NOT IN ('retry', 'deferred', 'dead', 'local', 'delivered')"""
 IS_EMPTY = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)"
 HIGHEST_ID = """SELECT max(coalesce((SELECT max(id) FROM messages), 0), coalesce((SELECT max(last_id) FROM gaps), 0),
     coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'removed_id'), 0))"""

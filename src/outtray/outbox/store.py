@@ -250,7 +250,7 @@ class Outbox(Database):
             is_much = connection.execute(sql.MORE_MARKS_THAN, (MARKS_CHECKED,)).fetchone()[0]
             if not is_much:
                 by_table = connection.execute(sql.MARKS_BY_TABLE).fetchone()[:4]
-                unknown = connection.execute(sql.UNKNOWN_STATES).fetchone()[0]
+                unknown = connection.execute(sql.UNKNOWN_STATES).fetchone()
                 if unknown or by_table != connection.execute(sql.MARKS_BY_INDEX).fetchone():
                     raise DamageFound("the marks of messages and their index disagree")
             self._marks_checked = self.openings

@@ -65,6 +65,8 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
     on its way to the receiver is not settled after a purge of what waits, and may still arrive.
     """
     removed = 0
+    if state != "delivered":
+        recovery.salvage(outbox)  # what waits in damaged files goes too, and does not come up again
     for ids in _slices_in_state(outbox, state, before):
         with outbox.writing() as transaction:
             transaction.remove_waiting(ids, "purged")
@@ -72,6 +74,7 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
                 transaction.header.epoch += 1
         removed += len(ids)
     if removed and state != "delivered":
+        recovery.clear_away(outbox, retention=0)
         outbox.empty_wal()
     return removed
 
