@@ -292,6 +292,7 @@ def test_too_little_room(tmp_path: Path, capsys: Capture) -> None:
         pytest.skip("no tmpfs can be mounted here")
     try:
         fill("a", 2, dir=str(place))
+        (place / "ballast").write_bytes(b"x" * (3 * 1024 * 1024))
         assert "too little for new messages" in found(capsys, "space", "--dir", str(place))
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True, timeout=30)

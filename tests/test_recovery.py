@@ -339,6 +339,23 @@ def test_a_salvaged_outbox_that_is_damaged_too_gives_its_messages_back_a_second_
     assert world.ledger().get("lost", 0) == 0
 
 
+def test_what_was_purged_between_two_damages_does_not_come_back(world: World) -> None:
+    world.fill()
+    world.tray.close()
+    header_page(world.database())
+    world.track(1)
+    recovery.salvage(world.outbox)
+    assert upkeep.purge(world.outbox, state="deferred", before=time.time() + 1) == 1
+    world.tray.close()
+    header_page(world.database(1))
+    world.track(1)
+    recovery.salvage(world.outbox)
+    states = world.states()
+    assert DEFERRED not in states
+    assert states[DEAD][0] == "dead"
+    assert world.ledger().get("lost", 0) == 0
+
+
 def test_salvaging_twice_saves_nothing_twice(world: World) -> None:
     world.fill()
     world.tray.close()

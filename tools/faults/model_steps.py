@@ -134,7 +134,7 @@ class Steps:
         """Have the model know of each message what the call returned."""
         world = self.world
         for message, answer in zip(messages, answers, strict=False):
-            if answer["taken"] and world.is_consent_denied:
+            if answer["taken"] and world.is_consent_denied and not local:  # the host's word comes before the user's
                 raise Violation(f"{message.message_id} was taken though consent is denied")
             if answer["taken"]:
                 message.state = LOCAL if local or world.is_consent_local else WAITING
@@ -201,8 +201,11 @@ class Steps:
         allowed = self._allowed(mode, due, is_whole=False)
         world.start_process()
         world.kill_in("drain", seconds, steps=WHOLE_RUN, heed_wait=False, timeout=TIMEOUT)
+        refused = world.refused_alone()
         for message in due:
             message.may_arrive_late = True
+            if message.message_id in refused:  # the run went on to those behind it and died before it was dead
+                message.may_overtake = True
         world.wait = "unknown"
         world.check(allowed)
 

@@ -44,6 +44,9 @@ TIMEOUT, SHORT_TIMEOUT = 20.0, 0.3
 WHOLE_RUN = 10_000
 """Steps of a drain that are never reached: it goes on until nothing is due."""
 
+REFUSALS = (400, 413, 422)
+"""Answers after which a message that was sent alone is passed over, in that run only."""
+
 SUSPECTS = 20
 """Refused messages in a row from which the newest one is tried alone, out of its order."""
 
@@ -167,7 +170,10 @@ class Message:
     """A request for it may still be on its way from a process that was killed."""
 
     may_overtake: bool = False
-    """Retried and deferred messages are the stated exceptions from the order."""
+    """Retried and deferred messages are the stated exceptions from the order.
+
+    So is one that was refused alone, if the others arrived after that and their answers were not written down.
+    """
 
     @property
     def is_marked(self) -> bool:
@@ -389,6 +395,11 @@ class World:
         for received in filter(lambda each: self._is_ours(each["message_id"]), self._server.received):
             if received["properties"]["text"] != known[received["message_id"]].text:
                 raise Violation(f"{received['message_id']} arrived with another text")
+
+    def refused_alone(self) -> set[str]:
+        """Return the message ids that the receiver refused alone since the last check."""
+        new = self._server.requests[self._requests_seen :]
+        return {each.message_ids[0] for each in new if len(each.message_ids) == 1 and each.status in REFUSALS}
 
     def _check_order(self) -> None:
         """Check that first deliveries go by id."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import sqlite3
 import stat
 import sys
@@ -165,17 +164,16 @@ class Examination:
         return f"the directory and {count_text(len(files), 'file')} looked at"
 
     def _examine_space(self) -> str:
-        free = shutil.disk_usage(self.directory).free
+        free, wanted = reserve.free_and_wanted(self.directory)
         path = reserve_path(self.directory)
         size = os.path.getsize(path) if os.path.exists(path) else 0
-        has_room = reserve.has_room(self.directory)
-        if not has_room:
+        if not reserve.has_room(self.directory):
             self._find(
                 f"{size_text(free)} are free, which is too little for new messages beside the reserve",
                 "make room on the disk",
             )
-        elif 0 < size < reserve.SIZE or (size == 0 and os.path.exists(path)):
-            self._find(f"the reserve for a full disk is {size_text(size)} of {size_text(reserve.SIZE)}", _NEXT_FLUSH)
+        elif 0 < size < wanted or (size == 0 and os.path.exists(path)):
+            self._find(f"the reserve for a full disk is {size_text(size)} of {size_text(wanted)}", _NEXT_FLUSH)
         elif size == 0 and self._has_delivered():
             self._find("the reserve for a full disk is missing", _NEXT_FLUSH)
         whole = size_text(size) if size else "none, the first delivery makes it"

@@ -70,10 +70,10 @@ class Source:
 
 
 def sources(directory: str, generation: int) -> list[Source]:
-    """Return the damaged files in *directory*, where *generation* is in use, oldest first. Raises OSError."""
+    """Return the damaged files in *directory*, where *generation* is in use, newest first. Raises OSError."""
     found = []
     kept = kept_wals(directory)
-    for number in sorted({*generations(directory), *(_generation_of(path) for path in kept)}):
+    for number in sorted({*generations(directory), *(_generation_of(path) for path in kept)}, reverse=True):
         wals = [path for path in kept if os.path.basename(path).startswith(f"outbox-{MAJOR}-{number}-")]
         if number < generation:
             path = database_path(directory, number)
@@ -107,7 +107,8 @@ def salvage(outbox: Outbox, go_on: Callable[[], bool] = lambda: True) -> int:
     if consent.stored(outbox.directory) == consent.DENIED:
         return 0
     saved = 0
-    for source in waiting(outbox):
+    while left := waiting(outbox):
+        source = left[0]  # which may know that it had what is in older ones
         count, lost = _Salvage(outbox, source, go_on).run()
         saved += count
         if lost is None:
@@ -144,7 +145,10 @@ def clear_away(outbox: Outbox, *, retention: float) -> None:
 
 def done(text: str | None) -> dict[str, float]:
     """Return the names of the sources that were read to their end, with the moment, as *text* under `DONE` has them."""
-    return dict(json.loads(text or "{}"))
+    try:
+        return dict(json.loads(text or "{}"))
+    except (ValueError, TypeError):  # read from a damaged file
+        return {}
 
 
 class _State:
@@ -308,6 +312,8 @@ class _Salvage:
             for key, value in self._state.meta.items():
                 if key not in (PREVIOUS, DONE) and _meta(transaction, key) is None:
                     execute(sql.SET_META, (key, value))
+            # What was brought back into this one before is in it, or was purged from it, and is not read again.
+            read |= {name: moment for name, moment in done(self._state.meta.get(DONE)).items() if name not in read}
             read[self._source.name + STATE] = time.time()
             execute(sql.SET_META, (DONE, json.dumps(read)))
 

@@ -18,14 +18,14 @@ LEAST_SIZE = 256 * 1024
 
 def has_room(directory: str) -> bool:
     """Tell whether the disk has so much room that the reserve can stand beside new messages. Raises OSError."""
-    free, wanted = _free_and_wanted(directory)
+    free, wanted = free_and_wanted(directory)
     return free > 2 * wanted
 
 
 def fill(directory: str) -> bool:
     """Make the reserve, or what is missing of it, if there is room; returns whether it is whole. Raises OSError."""
     path = reserve_path(directory)
-    free, wanted = _free_and_wanted(directory)
+    free, wanted = free_and_wanted(directory)
     size = os.stat(path).st_size if os.path.exists(path) else 0
     if size >= wanted:
         return True
@@ -50,7 +50,8 @@ def give_back(directory: str) -> bool:
     return True
 
 
-def _free_and_wanted(directory: str) -> tuple[int, int]:
+def free_and_wanted(directory: str) -> tuple[int, int]:
+    """Return the bytes that are free on the disk, and the size that the reserve should have on it. Raises OSError."""
     if hasattr(os, "statvfs"):
         found = os.statvfs(directory)
         free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
