@@ -139,7 +139,7 @@ class Steps:
             if answer["taken"]:
                 message.state = LOCAL if local or world.is_consent_local else WAITING
                 world.messages[message.message_id] = message
-            elif not world.is_consent_denied:
+            elif local or not world.is_consent_denied:
                 if world.is_unlimited:
                     raise Violation(f"{message.message_id} was refused without a reason")
                 world.ledger["full"] = world.ledger.get("full", 0) + 1
