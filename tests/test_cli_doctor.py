@@ -364,7 +364,7 @@ def test_what_was_purged_and_retried_is_accounted_for(outbox: Path, capsys: Capt
 
 
 def test_a_damaged_header_is_rebuilt_by_the_next_use(outbox: Path, capsys: Capture) -> None:
-    overwrite(outbox / "outbox-1.gate", 20, b"\xff")
+    overwrite(outbox / "outbox-1.gate", 0, b"X")
     assert "header of the gate is damaged" in found(capsys, "content")
     fill("a", 1)
     assert examined(capsys, code=0)["findings"] == []
