@@ -356,6 +356,33 @@ def test_what_was_purged_between_two_damages_does_not_come_back(world: World) ->
     assert world.ledger().get("lost", 0) == 0
 
 
+KILLED = """
+import os, outtray
+outtray.configure(app="hurt", flush="manual")
+assert all([outtray.track("event", {"number": n}) for n in range(50)])
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("gate", ["sound", "empty"])
+def test_who_looks_at_an_emptied_database_leaves_its_log_and_the_next_message_saves_it(
+    gate: str, world: World, run_python: Run
+) -> None:
+    run_python("-c", KILLED)
+    emptied(world.database())
+    if gate == "empty":
+        emptied(world.directory / "outbox-1.gate")
+    log = world.directory / "outbox-1-0.db-wal"
+    before = log.read_bytes()
+    for command in ("status", "list", "doctor"):
+        run_python("-m", "outtray", command, "--app", "hurt")
+        assert log.read_bytes() == before, command
+    world.numbers = 50
+    world.track(1)
+    world.flush()
+    assert world.received() == list(range(51))
+
+
 def test_salvaging_twice_saves_nothing_twice(world: World) -> None:
     world.fill()
     world.tray.close()

@@ -10,6 +10,10 @@ from outtray.errors import DiskFull, OutboxBusy, OutboxError, OutboxUnusable
 from outtray.outbox import sql
 from outtray.outbox.sync import sync_directory
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 OUTSIDER_PATIENCE = 1.0
 """Seconds that SQLite waits for a lock of somebody who does not know the gate, such as a `sqlite3` shell."""
 
@@ -18,7 +22,30 @@ class DamageFound(OutboxUnusable):
     """What lies where the database should be is something else, or says what it cannot say."""
 
 
-def open_database(path: str) -> sqlite3.Connection:
+class Connection(sqlite3.Connection):
+    """A connection that only the process that opened it ever closes.
+
+    SQLite believes in locks that a forked child does not have: closing there deletes a log that was written since.
+    Nor does the garbage collection close it: a function of its own holds it, out of the collector's sight.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._pid = os.getpid()
+        self.create_function("kept", 0, lambda: str(self))
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked since the connection was opened."""
+        return self._pid != os.getpid()
+
+    def close(self) -> None:
+        """Close it, unless it is another process's."""
+        if not self.is_inherited:
+            super().close()
+
+
+def open_database(path: str) -> Connection:
     """Return a connection to the outbox database at *path*, created if missing or still empty; only inside the gate.
 
     A file of an older minor format is brought to this one. Raises DamageFound, sqlite3.Error and OSError.
@@ -36,7 +63,7 @@ def open_database(path: str) -> sqlite3.Connection:
     return connection
 
 
-def open_for_reading(path: str, *, immutable: bool) -> sqlite3.Connection:
+def open_for_reading(path: str, *, immutable: bool) -> Connection:
     """Return a read-only connection; *immutable* leaves no file behind and needs one that nobody writes and no WAL.
 
     Raises DamageFound, sqlite3.Error.
@@ -91,10 +118,8 @@ def _create_private(path: str) -> None:
     os.chmod(path, 0o600)
 
 
-def _connect(path: str, *, uri: bool = False) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path, isolation_level=None, check_same_thread=False, timeout=OUTSIDER_PATIENCE, uri=uri
-    )
+def _connect(path: str, *, uri: bool = False) -> Connection:
+    connection = Connection(path, isolation_level=None, check_same_thread=False, timeout=OUTSIDER_PATIENCE, uri=uri)
     connection.text_factory = _decoded
     return connection
 

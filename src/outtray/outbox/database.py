@@ -9,7 +9,7 @@ import sys
 from outtray import journal
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, OutboxUnusable
 from outtray.outbox import opening, places, reserve, sql
-from outtray.outbox.connection import DamageFound, is_damage, translated
+from outtray.outbox.connection import Connection, DamageFound, is_damage, translated
 from outtray.outbox.files import database_path, gate_path
 from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Gate, Header, new_epoch
 from outtray.outbox.ledger import Ledger
@@ -43,7 +43,7 @@ class Database:
         self.openings = 0
         self.replacements = 0  # of the directory, such as by `rm -rf` and the next message
         self._gate = Gate(gate_path(directory))
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Connection | None = None
         self._path = ""
         self._identity = (0, 0)
         self._generation = 0
@@ -51,7 +51,7 @@ class Database:
         self._ledger = Ledger()
         self._wal = Sync()
         self._leaving = False
-        self._inherited: sqlite3.Connection | None = None
+        self._inherited: Connection | None = None
 
     def writing(self) -> Writing:
         """Return a context manager for one transaction under the gate; it gives a `Transaction`."""
@@ -285,7 +285,10 @@ class Database:
         self._close_connection()
         return self._use(*opening.open_next(self.directory, self._gate, error))
 
-    def _use(self, connection: sqlite3.Connection, header: Header) -> tuple[sqlite3.Connection, Header]:
+    def _use(self, connection: Connection, header: Header) -> tuple[sqlite3.Connection, Header]:
+        if connection.is_inherited:  # a signal handler forked while it was being opened
+            self._never_use(connection)
+            raise OutboxUnusable(f"this process was forked while {self.directory} was in use; it cannot use it")
         try:
             path = self._path = database_path(self.directory, header.generation)
             found = os.stat(path)
@@ -358,13 +361,13 @@ class Database:
         self._gate = Gate(self._gate.file.path)
         self._ledger = Ledger()  # what the parent has not written is the parent's to write
         self.unsynced = False
-        if connection is not None:
-            # It crossed the fork, out of a call of the forking thread or past a gate that did not open. Used, or only
-            # closed here, it would delete a log that was written since: SQLite believes in locks it does not have.
-            # So it is never closed: a function of its own holds it, where no garbage collection sees it.
-            connection.create_function("kept", 0, lambda: str(connection))
-            connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
-            self._inherited = connection
+        if connection is not None:  # it crossed the fork out of a call of this thread, or past a gate that stayed shut
+            self._never_use(connection)
+
+    def _never_use(self, connection: Connection) -> None:
+        """Refuse all use of a connection that crossed a fork; not even its prepared statements run any more."""
+        connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+        self._inherited = connection
 
 
 class Writing:

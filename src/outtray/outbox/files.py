@@ -58,6 +58,15 @@ def has_database(directory: str) -> bool:
     return os.path.exists(database_path(directory, newest_generation(directory) if os.path.isdir(directory) else 0))
 
 
+def is_emptied(path: str) -> bool:
+    """Tell whether the database at *path* is gone, empty or no file, and its log is not: SQLite would delete that."""
+    try:
+        has_log = os.stat(f"{path}-wal").st_size > 0
+    except OSError:
+        return False
+    return has_log and (os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size == 0)
+
+
 def exists(directory: str) -> bool:
     """Tell whether there is an outbox in *directory*. Raises OutboxUnusable where there could never be one."""
     place = directory

@@ -17,7 +17,7 @@ from outtray.outbox.gate import Header, new_epoch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import sqlite3
+    from outtray.outbox.connection import Connection
 
 PREVIOUS = "previous"
 """Key in `meta`: what the header said of the generation before, as JSON, without ids if it was damaged too."""
@@ -28,7 +28,7 @@ def base_id(generation: int) -> int:
     return generation << 40
 
 
-def begin(directory: str, old: Header | None, reason: object) -> tuple[sqlite3.Connection, Header]:
+def begin(directory: str, old: Header | None, reason: object) -> tuple[Connection, Header]:
     """Begin the generation after *old* and return its connection and header, which is still to be written and synced.
 
     *old* is None where the header is damaged too. Raises sqlite3.Error and OSError: then *old* still holds.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxUnusable
 from outtray.outbox import sql
 from outtray.outbox.connection import DamageFound, is_damage, open_for_reading, translated
-from outtray.outbox.files import database_path, gate_path, newest_generation, reserve_path
+from outtray.outbox.files import database_path, gate_path, is_emptied, newest_generation, reserve_path
 from outtray.outbox.gate import Gate
 from outtray.outbox.records import Cursor
 
@@ -187,6 +187,8 @@ def look(directory: str) -> Iterator[Look]:
     try:
         header = gate.read() if gate.file.is_open else None
         path = database_path(directory, header.generation if header else newest_generation(directory))
+        if is_emptied(path):
+            raise DamageFound("it is empty or gone, and its log is not")
         if not os.path.exists(path):
             raise OutboxUnusable(f"there is no outbox in {directory}")
         # Nobody writes while the gate is held, or where there is none (a copy), or on a medium that is read-only.

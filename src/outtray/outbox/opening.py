@@ -8,13 +8,13 @@ import sqlite3
 from outtray import consent, journal
 from outtray.errors import OutboxUnusable
 from outtray.outbox import generation, sql
-from outtray.outbox.connection import DamageFound, is_damage, open_database
-from outtray.outbox.files import database_path, newest_generation
+from outtray.outbox.connection import Connection, DamageFound, is_damage, open_database
+from outtray.outbox.files import database_path, is_emptied, newest_generation
 from outtray.outbox.gate import Gate, Header, boot_number, new_epoch
 from outtray.outbox.transaction import WITHDRAWN, Transaction
 
 
-def open_current(directory: str, gate: Gate, header: Header | None) -> tuple[sqlite3.Connection, Header]:
+def open_current(directory: str, gate: Gate, header: Header | None) -> tuple[Connection, Header]:
     """Return the connection that *header* means (None: it is missing or damaged), and the header as it is written.
 
     Raises OutboxUnusable, sqlite3.Error and OSError for what is no damage.
@@ -27,7 +27,7 @@ def open_current(directory: str, gate: Gate, header: Header | None) -> tuple[sql
         return open_next(directory, gate, error)
 
 
-def open_next(directory: str, gate: Gate, reason: BaseException) -> tuple[sqlite3.Connection, Header]:
+def open_next(directory: str, gate: Gate, reason: BaseException) -> tuple[Connection, Header]:
     """Begin the next generation for *reason*; its header is on the disk before anything is stored in it."""
     connection, header = generation.begin(directory, gate.read(), reason)
     try:
@@ -40,10 +40,10 @@ def open_next(directory: str, gate: Gate, reason: BaseException) -> tuple[sqlite
     return connection, header
 
 
-def _open(directory: str, gate: Gate, header: Header | None) -> tuple[sqlite3.Connection, Header]:
+def _open(directory: str, gate: Gate, header: Header | None) -> tuple[Connection, Header]:
     number = header.generation if header else newest_generation(directory)
     path = database_path(directory, number)
-    is_used = header is not None and header.last_id > generation.base_id(number)
+    is_used = is_emptied(path) or (header is not None and header.last_id > generation.base_id(number))
     if is_used and (os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size == 0):
         # SQLite would begin anew in an empty file, and delete the log beside it.
         raise DamageFound(f"{path} is gone, empty or no file, though messages were stored in it")

@@ -58,6 +58,7 @@ class Sync:
 
     def close_in_child(self) -> None:
         """Let go of the log in a forked child: what the parent's threads wait for is the parent's to sync."""
+        self._turn._at_fork_reinit()  # type: ignore[attr-defined]  # a call that goes on in the child may wait for it
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
