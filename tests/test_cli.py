@@ -186,7 +186,7 @@ def test_damaged_files_are_one_line_and_no_traceback(home: Path, run_python: Run
     fill("damaged", 3, url="http://127.0.0.1:9")
     database = home / ".local/state/outtray/damaged/outbox-1-0.db"
     database.write_bytes(b"this is no database" * 1_000)
-    for words in (["status"], ["list"], ["show", "1"], ["retry", "--all"], ["purge"], ["flush"]):
+    for words in (["status"], ["list"], ["show", "1"], ["retry", "--all"], ["purge"]):
         done = run_python("-m", "outtray", *words)
         assert done.returncode == 78, (words, done)
         assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -383,6 +383,20 @@ def test_who_looks_at_an_emptied_database_leaves_its_log_and_the_next_message_sa
     assert world.received() == list(range(51))
 
 
+@pytest.mark.parametrize("next_message", ["none", "local"])
+def test_flush_from_cron_brings_back_what_waits_in_a_damaged_file(
+    next_message: str, world: World, run_python: Run
+) -> None:
+    world.track(5)
+    world.tray.close()
+    header_page(world.database())
+    if next_message == "local":
+        run_python("-c", "import outtray; outtray.Tray(app='hurt', flush='manual').track('x')", OUTTRAY_CONSENT="local")
+    done = run_python("-m", "outtray", "flush", "--all", "--app", "hurt", OUTTRAY_URL=world.server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert world.received() == list(range(5))
+
+
 def test_salvaging_twice_saves_nothing_twice(world: World) -> None:
     world.fill()
     world.tray.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,9 @@ from outtray.cli.arguments import add_json_argument, add_outbox_arguments, count
 from outtray.cli.exits import DONE, FINDINGS, KEPT, NOT_CONFIGURED
 from outtray.cli.output import age_text, count_text, is_interactive, say, size_text, write, write_json
 from outtray.delivery.status import status
-from outtray.errors import OutboxBusy, OutboxError, SettingsError
-from outtray.outbox import erasure, look
-from outtray.outbox.files import exists
+from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, SettingsError
+from outtray.outbox import erasure, look, recovery
+from outtray.outbox.files import exists, newest_generation
 from outtray.settings import resolve
 
 if TYPE_CHECKING:
@@ -146,8 +147,12 @@ class _Run:
             if settings.problems:
                 raise SettingsError(f"{settings.problems[0]}; nothing was sent")
             self._finish_withdrawal(settings)
-            found = status(settings)
-            if found["pending"] or found["deferred"]:
+            is_damaged = _has_damaged_files(settings)
+            try:
+                found = status(settings)
+            except OutboxDamaged:  # the delivery goes on in a new file, and saves what it can
+                is_damaged = True
+            if found["pending"] or found["deferred"] or is_damaged:
                 report = self._deliver(settings, found["pending"], heed_wait=heed_wait)
                 found = status(settings)
         except SettingsError as error:
@@ -244,6 +249,12 @@ def _dry_run(arguments: argparse.Namespace, chosen: list[Settings]) -> int:
             size = ("about " if plan["bytes_estimated"] else "") + size_text(plan["bytes"])
             write(f"{plan['app']}: {count_text(plan['count'])}, {size}, to {target}; {plan['why']}")
     return DONE
+
+
+def _has_damaged_files(settings: Settings) -> bool:
+    """Tell whether there are files that a delivery brings messages back from, or did not long ago. Raises OSError."""
+    directory = settings.directory
+    return os.path.isdir(directory) and bool(recovery.sources(directory, newest_generation(directory)))
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:
