@@ -612,8 +612,6 @@ def test_forget_leaves_no_text_no_id_and_no_older_file(server: FakeServer, folde
     for name in ("", "-wal", "-shm"):
         (folder / f"outbox-1-0.db{name}").write_bytes(b"secret-old " + id.encode())
     (folder / "outbox-1-0-0.lost-wal").write_bytes(b"secret-old")
-    (folder / "salvage-1").mkdir()
-    (folder / "salvage-1" / "copy.db").write_bytes(b"secret-old")
     store._shared.clear()
     assert asked(capsys, "forget", "--yes") == {"app": "a", "forgotten": 52, "would_forget": 52}
     assert texts(folder, f"secret-\\w+|{id}") == set()
@@ -629,11 +627,26 @@ def test_forget_leaves_no_text_no_id_and_no_older_file(server: FakeServer, folde
     tray.close()
 
 
+def test_a_withdrawal_beside_many_delivered_messages_keeps_the_newest_of_them(
+    folder: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tray = outtray.Tray(app="a", url=server.url, flush="manual", retention=86_400.0)
+    for number in range(300):
+        assert tray.track(f"event-{number}", {"text": "x" * 30_000})
+    assert tray.flush(60).settled
+    assert tray.track("secret-waiting")
+    tray.close()
+    assert main(["consent", "off"]) == 0
+    left = texts(folder, r"event-\d+")
+    assert texts(folder, "secret-waiting") == set()
+    assert "event-299" in left
+    assert "event-0" not in left, "a rebuild of all would keep programs waiting for long"
+    assert states(capsys) == {"delivered": 300}, "the counts stay"
+
+
 def test_a_withdrawal_deletes_what_a_recovery_left(folder: Path) -> None:
     fill("a", 1)
     (folder / "outbox-1-0-0.lost-wal").write_bytes(b"secret")
-    (folder / "salvage-1").mkdir()
-    (folder / "salvage-1" / "copy.db").write_bytes(b"secret")
     assert main(["consent", "off"]) == 0
     assert texts(folder, "secret") == set()
 

@@ -148,6 +148,50 @@ def test_a_full_disk_does_not_stop_a_wait_from_being_written_down(disk: Path, se
     tray.close()
 
 
+def test_cron_delivers_on_a_full_disk_though_nobody_has_the_outbox_open(
+    disk: Path, server: FakeServer, run_python: Run
+) -> None:
+    tray = with_messages(disk, server, 5)
+    tray.close()
+    ballast = fill(disk)
+    done = run_python("-m", "outtray", "flush", "--dir", str(disk))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert numbers(server) == list(range(5))
+    assert reserve_of(tray) == 0
+    assert not tray.track("event"), "the room of the reserve is not for messages"
+    ballast.unlink()
+    assert tray.track("event", {"number": 5})
+    assert tray.flush(20).outcome == "drained"
+    assert reserve_of(tray) == reserve.SIZE
+    assert numbers(server)[-1] == 5
+    tray.close()
+
+
+def test_that_there_is_no_room_in_the_drain_lock_does_not_stop_deliveries(disk: Path, server: FakeServer) -> None:
+    tray = with_messages(disk, server, 5)
+    Path(tray.settings.directory, "outbox-1.drain").unlink()
+    fill(disk)
+    assert tray.flush(20).outcome == "drained"
+    assert numbers(server) == list(range(5))
+    tray.close()
+
+
+def test_a_call_on_a_full_disk_with_a_closed_outbox_is_told_that_the_disk_is_full(
+    disk: Path, server: FakeServer, run_python: Run
+) -> None:
+    tray = with_messages(disk, server, 5)
+    tray.close()
+    Path(tray.settings.directory, "outbox-1.reserve").unlink()
+    ballast = fill(disk)
+    assert not tray.track("event")
+    status = run_python("-m", "outtray", "status", "--dir", str(disk), "--json")
+    assert json.loads(status.stdout)["pending"] == 5, status.stderr
+    ballast.unlink()
+    assert tray.track("event")
+    assert tray.status()["ledger"]["disk_full"] == 1
+    tray.close()
+
+
 def test_a_disk_that_is_full_from_the_beginning_is_no_harm_once_it_is_not(disk: Path, server: FakeServer) -> None:
     ballast = fill(disk)
     tray = tray_on(disk, server)

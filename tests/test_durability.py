@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 
 import outtray
-from outtray.outbox import store
+from outtray.outbox import store, sync
+from outtray.outbox.filelock import FileLock
 from outtray.outbox.gate import REWRITE_WAL
 from outtray.testing import FakeServer
 from tests.conftest import wait_until
@@ -217,6 +219,30 @@ def test_other_processes_heed_that_a_sync_failed(traced: Traced, environment: di
     assert tray.track("event")
     assert store.of(tray.settings).header().flags & REWRITE_WAL == 0
     assert wal.stat().st_size < size
+
+
+def test_where_the_gate_is_not_free_a_failed_sync_is_still_an_unknown_and_the_log_is_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tray = tray_of(durability="power")
+    assert tray.track("event")
+    wal = Path(tray.settings.directory, "outbox-1-0.db-wal")
+    other = FileLock(str(wal.with_name("outbox-1.gate")))
+    fsync = sync._fsync
+
+    def failing(descriptor: int) -> None:
+        monkeypatch.setattr(sync, "_fsync", fsync)
+        other.open(create=False)
+        assert other.try_acquire()
+        raise OSError(errno.EIO, "the disk failed")
+
+    monkeypatch.setattr(sync, "_fsync", failing)
+    assert not tray.track("event")
+    other.close()
+    size = wal.stat().st_size
+    assert wait_until(lambda: tray.track("event"))  # after a gate that stayed shut each call tries once
+    assert wal.stat().st_size < size
+    assert ledger(tray)["unknown"] == 1
 
 
 @needs_strace

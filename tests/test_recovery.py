@@ -19,6 +19,7 @@ import pytest
 
 import outtray
 from outtray.outbox import erasure, recovery, store, upkeep
+from outtray.outbox.generation import SALVAGED
 from outtray.outbox.records import Mark
 from outtray.testing import FakeServer
 from tests.conftest import wait_until
@@ -280,6 +281,29 @@ def test_a_flipped_bit_in_the_log_loses_one_message_and_the_others_come_back(wor
     assert world.generation() == 0
 
 
+def test_a_second_accident_is_read_though_the_log_of_the_first_was_cleared_away(world: World, run_python: Run) -> None:
+    def lose_all_behind(number: int) -> None:
+        data = bytearray(wal.read_bytes())
+        at = data.rfind(b'"number":%d' % number)
+        assert at > 0
+        data[32 + (at - 32) // (PAGE + 24) * (PAGE + 24) + 20] ^= 4  # SQLite drops that frame and all later ones
+        wal.write_bytes(data)
+
+    wal = world.database().with_name("outbox-1-0.db-wal")
+    run_python("-c", LEFT_BY_A_KILL, world.server.url, "0", "100")
+    lose_all_behind(50)
+    world.numbers = 100
+    world.flush()
+    recovery.clear_away(world.outbox, retention=0)
+    assert not list(world.directory.glob("*.lost-wal"))
+    world.tray.close()
+    run_python("-c", LEFT_BY_A_KILL, world.server.url, "100", "100")
+    lose_all_behind(150)
+    world.flush()
+    assert sorted(world.received()) == list(range(200))
+    assert world.ledger().get("lost", 0) == 0
+
+
 def test_rows_that_the_header_knows_and_no_log_has_are_counted_once(world: World, run_python: Run) -> None:
     run_python("-c", LEFT_BY_A_KILL, world.server.url, "0", "30")
     wal = world.database().with_name("outbox-1-0.db-wal")
@@ -309,10 +333,10 @@ def test_a_damaged_header_beside_a_damaged_database_begins_the_next_generation(w
 
 def test_the_third_damage_in_a_row_still_gives_everything_back(world: World) -> None:
     world.server.set_mode("refuse")
-    for generation in range(3):
+    for number in range(3):
         world.track(20)
         world.tray.close()
-        header_page(world.database(generation))
+        header_page(world.database(number))
     world.track(1)
     assert world.generation() == 3
     world.server.set_mode("ok")
@@ -321,6 +345,91 @@ def test_the_third_damage_in_a_row_still_gives_everything_back(world: World) -> 
     ledger = world.ledger()
     assert (ledger["file_damaged"], ledger["salvaged"]) == (3, 60)
     assert ledger.get("lost", 0) == 0
+
+
+def test_what_the_first_of_two_damages_took_is_counted_after_the_second(world: World) -> None:
+    world.track(30)
+    world.tray.close()
+    os.truncate(world.database(), PAGE)  # all messages
+    world.track(5)
+    world.tray.close()
+    header_page(world.database(1))
+    world.track(1)
+    world.flush()
+    ledger = world.ledger()
+    assert world.received() == list(range(30, 36))
+    assert (ledger["lost"], ledger["salvaged"]) == (30, 5)
+
+
+@pytest.mark.parametrize("is_log_left", [False, True])
+@pytest.mark.parametrize("is_gate_left", [True, False])
+def test_a_deleted_database_is_an_accident_and_not_an_outbox_that_never_was(
+    is_gate_left: bool, is_log_left: bool, world: World, run_python: Run
+) -> None:
+    run_python("-c", KILLED)
+    world.database().unlink()
+    log = world.directory / "outbox-1-0.db-wal"
+    if not is_log_left:
+        log.unlink()
+    if not is_gate_left:
+        (world.directory / "outbox-1.gate").unlink()
+    if not is_log_left and not is_gate_left:
+        return  # nothing tells that there was one
+    status = run_python("-m", "outtray", "status", "--app", "hurt")
+    assert status.returncode != 0
+    assert "gone" in status.stderr
+    world.numbers = 50
+    done = run_python("-m", "outtray", "flush", "--all", "--app", "hurt", OUTTRAY_URL=world.server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert world.received() == (list(range(50)) if is_log_left else [])
+    ledger = world.ledger()
+    assert (ledger.get("salvaged", 0), ledger.get("lost", 0)) == ((50, 0) if is_log_left else (0, 50))
+
+
+def test_forget_after_the_database_was_deleted_leaves_no_text_in_its_log(world: World, run_python: Run) -> None:
+    run_python("-c", KILLED)
+    world.database().unlink()
+    done = run_python("-m", "outtray", "forget", "--yes", "--app", "hurt")
+    assert done.returncode == 0, done.stderr
+    assert all(b'"number"' not in path.read_bytes() for path in world.directory.iterdir())
+
+
+@pytest.mark.parametrize("is_header_lost", [False, True])
+def test_where_the_newest_file_is_gone_or_empty_what_waits_in_the_older_one_is_delivered(
+    is_header_lost: bool, world: World, run_python: Run
+) -> None:
+    world.track(20)
+    world.tray.close()
+    header_page(world.database())
+    world.track(3)
+    world.tray.close()
+    if is_header_lost:
+        emptied(world.database(1))
+        emptied(world.directory / "outbox-1.gate")
+    else:
+        world.database(1).unlink()
+    done = run_python("-m", "outtray", "flush", "--all", "--app", "hurt", OUTTRAY_URL=world.server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert world.received() == list(range(20))
+    ledger = world.ledger()
+    assert ledger.get("lost", 0) == (0 if is_header_lost else 3)
+    assert ledger["lost_unknown"] == 2, "the newest file also told how many the older one must have"
+    world.track(1)
+    world.flush()
+    assert world.received() == [*range(20), 23]
+
+
+def test_what_comes_back_while_a_batch_is_on_its_way_is_not_passed_over(world: World) -> None:
+    world.track(20)
+    world.tray.close()
+    header_page(world.database())
+    world.track(5)
+    batch = world.outbox.pending("zenml", after_id=0, max_count=500, max_bytes=MIB)
+    assert batch is not None
+    recovery.salvage(world.outbox)
+    assert not world.outbox.settle(batch, status=200, seconds=0.1), "it would move the cursor over the other 20"
+    world.flush()
+    assert world.received() == list(range(25))
 
 
 def test_a_salvaged_outbox_that_is_damaged_too_gives_its_messages_back_a_second_time(world: World) -> None:
@@ -406,7 +515,7 @@ def test_salvaging_twice_saves_nothing_twice(world: World) -> None:
     ledger = world.ledger()
     assert recovery.salvage(world.outbox) == 0
     with world.outbox.writing() as transaction:
-        transaction.execute("DELETE FROM meta WHERE key = ?", (recovery.DONE,))  # as if it had not come to its end
+        transaction.execute("DELETE FROM meta WHERE key = ?", (SALVAGED,))  # as if it had not come to its end
     assert recovery.salvage(world.outbox) == 0
     assert world.ledger()["salvaged"] == ledger["salvaged"]
     world.flush()
@@ -421,7 +530,7 @@ def test_what_was_salvaged_delivered_and_pruned_is_not_saved_again(world: World)
     world.flush()
     upkeep.prune(world.outbox, retention=0)
     with world.outbox.writing() as transaction:
-        transaction.execute("DELETE FROM meta WHERE key = ?", (recovery.DONE,))
+        transaction.execute("DELETE FROM meta WHERE key = ?", (SALVAGED,))
     assert recovery.salvage(world.outbox) == 0
 
 

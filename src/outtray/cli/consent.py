@@ -14,7 +14,7 @@ from outtray.delivery.drain import delivery_settings
 from outtray.delivery.lock import DrainLock
 from outtray.errors import OutboxBusy, OutboxError
 from outtray.outbox import erasure, look
-from outtray.outbox.files import drain_lock_path, gate_path, has_database
+from outtray.outbox.files import drain_lock_path, gate_path, has_outbox
 
 if TYPE_CHECKING:
     import argparse
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _apply(settings: Settings, choice: str) -> dict[str, Any]:
     """Have the outbox follow the choice, and return what that did. Raises OutboxError."""
     directory = settings.directory
-    if not os.path.lexists(gate_path(directory)) and not has_database(directory):
+    if not os.path.lexists(gate_path(directory)) and not has_outbox(directory):
         return {"withdrawn": 0} if choice == consent.DENIED else {}  # who makes the outbox reads the choice first
     with outboxes.opened(settings) as outbox:
         if choice == consent.DENIED:
@@ -113,7 +113,7 @@ def _show(arguments: argparse.Namespace, settings: Settings, changed: dict[str, 
 def _word_of_host(settings: Settings) -> str | None:
     """Return what the application passed to `configure` or `Tray` when it last stored something, None for nothing."""
     try:
-        if not has_database(settings.directory):
+        if not has_outbox(settings.directory):
             return None
         with look.look(settings.directory) as view:
             word = delivery_settings(view).get("consent")

@@ -296,11 +296,10 @@ class Examination:
 
     def _examine_recovery(self) -> str:
         found = recovery.sources(self.directory, self.generation)
-        done = recovery.done(self._meta().get(recovery.DONE))
-        waiting = [source.name for source in found if source.name not in done]
+        waiting = [source.name for source in recovery.waiting(self.directory, self.generation, self._meta().get)]
         if waiting:
             self._find(f"not brought back yet, from damaged files: {', '.join(waiting)}", _SALVAGE)
-        kept = [source.name for source in found if source.name in done]
+        kept = [source.name for source in found if source.name not in waiting]
         if kept:
             return f"brought back, and kept for a while: {', '.join(kept)}"
         return "damaged files wait" if waiting else "no damaged files"

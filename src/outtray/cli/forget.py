@@ -11,7 +11,7 @@ from outtray.cli.arguments import add_json_argument, add_outbox_arguments
 from outtray.cli.exits import DONE, UsageError
 from outtray.cli.output import count_text, say, write_json
 from outtray.outbox import erasure
-from outtray.outbox.files import has_database
+from outtray.outbox.files import has_outbox
 
 if TYPE_CHECKING:
     import argparse
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"{what} would be erased")
         return DONE
     forgotten = 0
-    if has_database(settings.directory):
+    if has_outbox(settings.directory):
         with outboxes.opened(settings) as outbox:
             forgotten = erasure.forget(outbox)
     else:

@@ -15,7 +15,7 @@ from outtray.consent import stored
 from outtray.delivery.drain import delivery_settings
 from outtray.outbox import look, store
 from outtray.outbox.connection import translated
-from outtray.outbox.files import exists, has_database
+from outtray.outbox.files import exists, has_outbox
 from outtray.settings import resolve
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def opened(settings: Settings) -> Iterator[Outbox]:
 
 def _is_there(directory: str, or_choice: bool) -> bool:
     try:
-        return has_database(directory) or (or_choice and stored(directory) is not None)
+        return has_outbox(directory) or (or_choice and stored(directory) is not None)
     except OSError:
         return True  # whoever uses it will say what is wrong with it
 

@@ -10,7 +10,7 @@ from outtray.cli.arguments import add_json_argument, add_outbox_arguments
 from outtray.cli.exits import DONE
 from outtray.cli.output import say, size_text, write, write_json
 from outtray.errors import OutboxError
-from outtray.outbox.files import has_database
+from outtray.outbox.files import has_outbox
 from outtray.settings import config_path, resolve
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _places(settings: Settings) -> dict[str, Any]:
         "app": settings.app,
         "dir": settings.dir,
         "directory": settings.directory,
-        "exists": has_database(settings.directory),
+        "exists": has_outbox(settings.directory),
         "files": _files(settings.directory),
         "config": {"path": config_path(), "exists": os.path.exists(config_path())},
     }

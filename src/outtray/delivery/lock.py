@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import struct
 
+from outtray import journal
+from outtray.errors import DiskFull
+from outtray.outbox.connection import translated
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.files import drain_lock_path
 
@@ -32,7 +35,12 @@ class DrainLock:
     def beat(self) -> bool:
         """Show that the holder is alive; False if the file was removed, and with it the right to drain."""
         self._beats += 1
-        self._file.write(self.LAYOUT.pack(os.getpid(), self._beats))
+        try:
+            self._file.write(self.LAYOUT.pack(os.getpid(), self._beats))
+        except OSError as error:
+            if not isinstance(translated(error, self._file.path), DiskFull):
+                raise
+            journal.failed("showing others that this process delivers", error)
         return self._file.is_at_path()
 
     def holder(self) -> tuple[int, int]:

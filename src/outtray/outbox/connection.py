@@ -64,19 +64,19 @@ def open_database(path: str) -> Connection:
 
 
 def open_for_reading(path: str, *, immutable: bool) -> Connection:
-    """Return a read-only connection; *immutable* leaves no file behind and needs one that nobody writes and no WAL.
+    """Return a read-only connection, to nothing but tables where nothing was stored yet.
 
-    Raises DamageFound, sqlite3.Error.
+    *immutable* leaves no file behind and needs one that nobody writes, and no WAL. Raises DamageFound, sqlite3.Error.
     """
     from urllib.parse import quote
 
+    if not os.path.exists(path):
+        return _empty()
     connection = _connect(f"file:{quote(path)}?mode=ro" + ("&immutable=1" if immutable else ""), uri=True)
     try:
         if connection.execute(sql.IS_EMPTY).fetchone()[0]:  # its creator was killed; the next opener begins again
             connection.close()
-            connection = _connect(":memory:")
-            for statement in sql.SETUP:
-                connection.execute(statement)
+            connection = _empty()
         _require_format(connection, path)
     except BaseException:
         connection.close()
@@ -105,7 +105,8 @@ def translated(error: sqlite3.Error | OSError, path: str) -> OutboxError:
     if isinstance(error, OSError):
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     else:
-        is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+        code = getattr(error, "sqlite_errorcode", 0)
+        is_full = code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE  # no room for the -shm
     if is_full:
         return DiskFull(f"there is no room on the disk for {path}: {error}; what was stored before is kept")
     return OutboxUnusable(f"{path} cannot be used: {error}")
@@ -121,6 +122,13 @@ def _create_private(path: str) -> None:
 def _connect(path: str, *, uri: bool = False) -> Connection:
     connection = Connection(path, isolation_level=None, check_same_thread=False, timeout=OUTSIDER_PATIENCE, uri=uri)
     connection.text_factory = _decoded
+    return connection
+
+
+def _empty() -> Connection:
+    connection = _connect(":memory:")
+    for statement in sql.SETUP:
+        connection.execute(statement)
     return connection
 
 

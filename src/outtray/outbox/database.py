@@ -7,7 +7,7 @@ import sqlite3
 import sys
 
 from outtray import journal
-from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, OutboxUnusable
+from outtray.errors import DiskFull, OutboxBusy, OutboxDamaged, OutboxError, OutboxUnusable
 from outtray.outbox import opening, places, reserve, sql
 from outtray.outbox.connection import Connection, DamageFound, is_damage, translated
 from outtray.outbox.files import database_path, gate_path
@@ -50,6 +50,7 @@ class Database:
         self._is_fresh = True  # nothing was appended since the file was opened
         self._ledger = Ledger()
         self._wal = Sync()
+        self._is_wal_doubtful = False  # the disk did not confirm it
         self._leaving = False
         self._inherited: Connection | None = None
 
@@ -68,7 +69,7 @@ class Database:
                 journal.refused(reason, error)
 
     def sync(self) -> None:
-        """Have all that was appended on the disk before returning. Raises OSError, and OutboxError after it.
+        """Have all that was appended on the disk before returning. Raises OSError.
 
         Where the disk does not confirm it, the log is moved into the database before anything more is stored:
         the kernel forgets what it could not write, so that a later sync would confirm what is not there.
@@ -83,6 +84,7 @@ class Database:
 
     def _distrust_wal(self) -> None:
         """Have whoever passes the gate next, in any process, move the log into the database first."""
+        self._is_wal_doubtful = True
         frame = sys._getframe()
         try:
             self._enter(frame)
@@ -90,8 +92,8 @@ class Database:
             if header is not None:
                 header.flags |= REWRITE_WAL
                 self._gate.write(header)
-        except OSError as error:
-            raise translated(error, self.directory) from error
+        except (OutboxError, OSError) as error:  # then this process alone knows, and does it with its next write
+            journal.failed("telling other processes that the disk did not confirm what was stored", error)
         finally:
             self._leave(frame)
 
@@ -223,7 +225,7 @@ class Database:
             connection, header = self._open()
         else:
             connection = self._connection
-        if header.flags & REWRITE_WAL:
+        if header.flags & REWRITE_WAL or self._is_wal_doubtful:
             self._rewrite_wal(connection, header)
             return self._open()
         return connection, header
@@ -278,7 +280,20 @@ class Database:
         header = self._gate.read()
         if header is not None and is_another:
             header.epoch = new_epoch()  # an older copy has the epoch of what was there, and gives the same ids
-        return self._use(*opening.open_current(self.directory, self._gate, header))
+        return self._use(*self._open_with_reserve(header))
+
+    def _open_with_reserve(self, header: Header | None) -> tuple[Connection, Header]:
+        """Open what *header* names; where there is no room for SQLite's shared memory, with that of the reserve."""
+        try:
+            return opening.open_current(self.directory, self._gate, header)
+        except (sqlite3.Error, OSError) as error:
+            is_full = isinstance(translated(error, self.directory), DiskFull)
+            if not is_full or not reserve.give_back(self.directory):
+                raise
+        connection, header = opening.open_current(self.directory, self._gate, header)
+        header.flags |= NO_ROOM
+        self._gate.write(header)
+        return connection, header
 
     def _begin_generation(self, error: BaseException) -> tuple[sqlite3.Connection, Header]:
         """Leave a damaged file as it is and go on in a new one; only inside the gate."""
@@ -327,6 +342,7 @@ class Database:
             raise OutboxBusy(f"{self._path} is being read by another program; its log is to be written anew first")
         header.flags &= ~REWRITE_WAL
         self._gate.write(header)
+        self._is_wal_doubtful = False
 
     def _close_connection(self) -> None:
         connection, self._connection = self._connection, None

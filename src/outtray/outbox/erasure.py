@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 
 from outtray import consent, identity
-from outtray.outbox import sql
+from outtray.outbox import places, sql
 from outtray.outbox.files import KEPT_WAL, MAJOR
 from outtray.outbox.sync import sync_directory
 from outtray.outbox.transaction import ERASING, FORGOTTEN, ROWS_UNDER_THE_GATE, WITHDRAWN
-from outtray.settings import make_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from outtray.outbox.store import Outbox
+
+BYTES_REBUILT = 4 * 1024 * 1024
+"""Bytes of delivered messages that an erasure leaves: programs wait while they are rebuilt, 16 ms for a megabyte."""
 
 _WHAT = {WITHDRAWN: sql.UNDELIVERED, FORGOTTEN: sql.EVERYTHING}
 
@@ -28,11 +29,13 @@ _OLDER = re.compile(rf"outbox-{MAJOR}-(\d+)\.db(?:-wal|-shm|-journal)?")
 
 
 def keep_choice(directory: str, choice: str) -> None:
-    """Have the user's *choice* on the disk, in *directory*, which is made if missing. Raises OSError.
+    """Have the user's *choice* on the disk, in *directory*, which is made if missing.
+
+    Raises OSError, and OutboxUnusable for a directory that is another user's, or a symbolic link.
 
     What runs already heeds it once `apply_choice` or `withdraw` has put it into the outbox.
     """
-    make_directory(directory)
+    places.prepare(directory)
     path = consent.choice_path(directory)
     temporary = f"{path}.{os.getpid()}"
     try:
@@ -89,6 +92,7 @@ def finish(outbox: Outbox) -> int:
     count = remove_marked(outbox)
     with outbox.writing() as transaction:  # so that nobody has just begun to use an older file
         _remove_left_behind(outbox.directory, transaction.header.generation)
+    _prune(outbox)
     outbox.empty_wal(rebuild=True)
     with outbox.writing() as transaction:
         transaction.execute(sql.DELETE_META, (ERASING, mark))
@@ -107,25 +111,30 @@ def remove_marked(outbox: Outbox) -> int:
         with outbox.writing() as transaction:
             execute = transaction.execute
             ids = [id for (id,) in execute(_WHAT[reason], (int(until), ROWS_UNDER_THE_GATE))]
-            if ids:
-                transaction.remove_waiting(ids, reason)
-            more = len(ids) == ROWS_UNDER_THE_GATE
+            count += len(transaction.remove_waiting(ids, reason))
+            more = bool(ids)
             if not more:
                 execute(sql.DELETE_MARKS, (int(until),))  # of messages that are gone
             if not more and reason == FORGOTTEN:
                 execute(sql.DELETE_DELIVERIES, (int(until),))
-        count += len(ids)
     return count
 
 
+def _prune(outbox: Outbox) -> None:
+    """Delete the oldest delivered messages, until what is left can be rebuilt in a moment."""
+    more = True
+    while more:
+        with outbox.writing() as transaction:
+            is_large = transaction.live_bytes() > BYTES_REBUILT
+            more = is_large and bool(transaction.remove(transaction.prunable(transaction.header.last_id)))
+
+
 def _remove_left_behind(directory: str, generation: int) -> None:
-    """Delete what recoveries left: files of generations before *generation*, and copies made to save from."""
+    """Delete what recoveries left: files of generations before *generation*, and logs that were set aside."""
     with os.scandir(directory) as entries:
         for entry in list(entries):
             older = _OLDER.fullmatch(entry.name)
-            if entry.name.startswith("salvage-") and entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            elif entry.name.endswith(KEPT_WAL) or (older and int(older[1]) < generation):
+            if entry.name.endswith(KEPT_WAL) or (older and int(older[1]) < generation):
                 if entry.is_dir(follow_symlinks=False):
                     continue  # somebody put it in the place of a database: none of ours
                 os.unlink(entry.path)

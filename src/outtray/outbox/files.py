@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from outtray.errors import OutboxUnusable
 
@@ -33,12 +34,13 @@ def database_path(directory: str, generation: int) -> str:
     return os.path.join(directory, f"outbox-{MAJOR}-{generation}.db")
 
 
+_OF_GENERATION = re.compile(rf"outbox-{MAJOR}-(\d{{1,8}})(?:\.db(?:-wal)?|-(\d{{1,8}}){re.escape(KEPT_WAL)})", re.ASCII)
+
+
 def generations(directory: str) -> list[int]:
-    """Return the generations that have a database file in *directory*, lowest first. Raises OSError."""
-    prefix = f"outbox-{MAJOR}-"
-    names = [name for name in os.listdir(directory) if name.startswith(prefix) and name.endswith(".db")]
-    parts = [name[len(prefix) : -len(".db")] for name in names]
-    return sorted(int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) < 9)
+    """Return the generations of which *directory* has a database or a log, lowest first. Raises OSError."""
+    found = filter(None, map(_OF_GENERATION.fullmatch, os.listdir(directory)))
+    return sorted({int(name[1]) for name in found})
 
 
 def newest_generation(directory: str) -> int:
@@ -46,29 +48,36 @@ def newest_generation(directory: str) -> int:
     return max(generations(directory), default=0)
 
 
-def kept_wals(directory: str) -> list[str]:
-    """Return the paths of the logs that were set aside as SQLite dropped a part of them. Raises OSError."""
-    prefix, suffix = f"outbox-{MAJOR}-", KEPT_WAL
-    names = sorted(name for name in os.listdir(directory) if name.startswith(prefix) and name.endswith(suffix))
-    return [os.path.join(directory, name) for name in names]
+def kept_wal_path(directory: str, generation: int, number: int) -> str:
+    """Return the path of a log of *generation* that was set aside, counted from 0."""
+    return os.path.join(directory, f"outbox-{MAJOR}-{generation}-{number}{KEPT_WAL}")
 
 
-def has_database(directory: str) -> bool:
-    """Tell whether there is the database of an outbox in *directory*. Raises OSError."""
-    return os.path.exists(database_path(directory, newest_generation(directory) if os.path.isdir(directory) else 0))
+def kept_wals(directory: str, generation: int) -> list[str]:
+    """Return the paths of the logs of *generation* that were set aside, oldest first. Raises OSError."""
+    found = filter(None, map(_OF_GENERATION.fullmatch, os.listdir(directory)))
+    numbers = sorted(int(name[2]) for name in found if name[2] and int(name[1]) == generation)
+    return [kept_wal_path(directory, generation, number) for number in numbers]
 
 
-def is_emptied(path: str) -> bool:
-    """Tell whether the database at *path* is gone, empty or no file, and its log is not: SQLite would delete that."""
-    try:
-        has_log = os.stat(f"{path}-wal").st_size > 0
-    except OSError:
+def has_outbox(directory: str) -> bool:
+    """Tell whether *directory* has an outbox, sound or not, or what is left of one. Raises OSError."""
+    if not os.path.isdir(directory):
         return False
-    return has_log and (os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size == 0)
+    gate = gate_path(directory)
+    return (os.path.exists(gate) and os.stat(gate).st_size > 0) or bool(generations(directory))
+
+
+def is_blank(path: str) -> bool:
+    """Tell whether there is no file at *path*, or nothing in it: SQLite would begin anew, and delete the log beside it.
+
+    Raises OSError.
+    """
+    return os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size == 0
 
 
 def exists(directory: str) -> bool:
-    """Tell whether there is an outbox in *directory*. Raises OutboxUnusable where there could never be one."""
+    """Tell whether *directory* has an outbox, as `has_outbox`. Raises OutboxUnusable where there could never be one."""
     place = directory
     while not os.path.lexists(place) and place != os.path.dirname(place):
         place = os.path.dirname(place)
@@ -78,7 +87,7 @@ def exists(directory: str) -> bool:
     if os.path.lexists(gate) and (os.path.islink(gate) or not os.path.isfile(gate)):
         raise OutboxUnusable(f"{gate} is not a regular file, so nothing can be stored or delivered in {directory}")
     try:
-        if has_database(directory):
+        if has_outbox(directory):
             return True
     except OSError as error:
         raise OutboxUnusable(f"{directory} cannot be read: {error}") from error

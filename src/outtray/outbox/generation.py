@@ -12,20 +12,42 @@ import os
 from outtray import journal
 from outtray.outbox import sql
 from outtray.outbox.connection import open_database
-from outtray.outbox.files import KEPT_WAL, MAJOR, database_path, newest_generation
+from outtray.outbox.files import database_path, is_blank, kept_wal_path, kept_wals, newest_generation
 from outtray.outbox.gate import Header, new_epoch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from outtray.outbox.connection import Connection
 
-PREVIOUS = "previous"
-"""Key in `meta`: what the header said of the generation before, as JSON, without ids if it was damaged too."""
+LEFT = "left {}"
+"""Key in `meta`: what the header said of a generation when it was left, as JSON, empty if it was damaged too."""
+
+SALVAGED = "salvaged"
+"""Key in `meta`: the names of the sources that `recovery` read to their end, each with the moment, as JSON."""
 
 
 def base_id(generation: int) -> int:
     """Return the id before the first one of *generation*."""
     return generation << 40
+
+
+def numbers(text: str | None) -> dict[str, float]:
+    """Return the numbers by name that *text* has, which stood under `LEFT` or `SALVAGED`, maybe in a damaged file."""
+    try:
+        found = json.loads(text or "{}").items()
+    except (ValueError, AttributeError):
+        return {}
+    return {name: value for name, value in found if isinstance(value, (int, float))}
+
+
+def is_missing(directory: str, number: int, header: Header | None) -> bool:
+    """Tell whether the database of generation *number* is gone or empty, though it was there. Raises OSError.
+
+    SQLite would begin anew in it, and delete the log beside it.
+    """
+    path = database_path(directory, number)
+    was_there = number > 0 or (header is not None and header.last_id > 0) or _size(f"{path}-wal") > 0
+    return was_there and is_blank(path)
 
 
 def begin(directory: str, old: Header | None, reason: object) -> tuple[Connection, Header]:
@@ -36,7 +58,7 @@ def begin(directory: str, old: Header | None, reason: object) -> tuple[Connectio
     previous = old.generation if old is not None else newest_generation(directory)
     keep_wal(directory, previous)
     left = database_path(directory, previous)
-    is_gone = not os.path.isfile(left) and not os.path.exists(f"{left}-wal")  # nothing to save from, later on
+    is_gone = not (os.path.isfile(left) or os.path.isfile(f"{left}-wal") or kept_wals(directory, previous))
     generation = previous + 1
     path = database_path(directory, generation)
     for leftover in (path, f"{path}-wal", f"{path}-shm"):
@@ -44,14 +66,12 @@ def begin(directory: str, old: Header | None, reason: object) -> tuple[Connectio
             os.unlink(leftover)
     connection = open_database(path)
     try:
-        known = {"generation": previous}
-        if old is not None:
-            known |= {"last_id": old.last_id, "settled_id": old.settled_id}
+        known = {} if old is None else {"last_id": old.last_id, "settled_id": old.settled_id}
         connection.execute(sql.BEGIN)
         connection.execute(sql.ADD_GAP, (1, base_id(generation)))
-        connection.execute(sql.SET_META, (PREVIOUS, json.dumps(known)))
+        connection.execute(sql.SET_META, (LEFT.format(previous), json.dumps(known)))
         connection.execute(sql.COUNT_IN_LEDGER, ("file_damaged", 1))
-        if is_gone:
+        if is_gone:  # there will be nothing to save from
             connection.execute(sql.COUNT_IN_LEDGER, ("lost_unknown", 1))
         if is_gone and old is not None:
             missing = old.last_id - max(old.settled_id, base_id(previous))
@@ -66,25 +86,32 @@ def begin(directory: str, old: Header | None, reason: object) -> tuple[Connectio
     return connection, Header(generation, new_epoch(), base_id(generation), flags=flags)
 
 
-def keep_wal(directory: str, generation: int) -> None:
+def keep_wal(directory: str, generation: int) -> str | None:
     """Set a copy of the write-ahead log aside, before the next write or close overwrites what SQLite dropped of it.
 
-    Where there is no room for it the move goes on without.
+    Returns the copy's path, None if there is nothing to keep or no room for it: then the move goes on without.
     """
     path = f"{database_path(directory, generation)}-wal"  # SQLite keeps no locks on this file
+    if not _size(path):
+        return None
     number = 0
-    while os.path.lexists(copy := os.path.join(directory, f"outbox-{MAJOR}-{generation}-{number}{KEPT_WAL}")):
+    while os.path.lexists(copy := kept_wal_path(directory, generation, number)):
         number += 1
     try:
-        with open(path, "rb") as source:
-            if not os.fstat(source.fileno()).st_size:
-                return
-            with open(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
-                while data := source.read(1024 * 1024):
-                    target.write(data)
-    except FileNotFoundError:
-        return
+        with open(path, "rb") as source, open(_create(copy), "wb") as target:
+            while data := source.read(1024 * 1024):
+                target.write(data)
     except OSError as error:
         journal.failed("keeping a damaged write-ahead log", error)
         if os.path.lexists(copy):
             os.unlink(copy)
+        return None
+    return copy
+
+
+def _create(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+
+
+def _size(path: str) -> int:
+    return os.stat(path).st_size if os.path.isfile(path) else 0

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxUnusable
 from outtray.outbox import sql
 from outtray.outbox.connection import DamageFound, is_damage, open_for_reading, translated
-from outtray.outbox.files import database_path, gate_path, is_emptied, newest_generation, reserve_path
+from outtray.outbox.files import database_path, gate_path, has_outbox, newest_generation, reserve_path
 from outtray.outbox.gate import Gate
+from outtray.outbox.generation import is_missing
 from outtray.outbox.records import Cursor
 
 TYPE_CHECKING = False
@@ -178,7 +179,7 @@ def look(directory: str) -> Iterator[Look]:
     The gate is held meanwhile where it can be had, so that nobody opens or closes the files; where a stopped
     process keeps it, the look goes on without.
     """
-    if not os.path.isdir(directory):
+    if not has_outbox(directory):
         raise OutboxUnusable(f"there is no outbox in {directory}")
     gate = Gate(gate_path(directory))
     frame = sys._getframe()
@@ -186,14 +187,14 @@ def look(directory: str) -> Iterator[Look]:
     path = directory
     try:
         header = gate.read() if gate.file.is_open else None
-        path = database_path(directory, header.generation if header else newest_generation(directory))
-        if is_emptied(path):
-            raise DamageFound("it is empty or gone, and its log is not")
-        if not os.path.exists(path):
-            raise OutboxUnusable(f"there is no outbox in {directory}")
+        number = header.generation if header else newest_generation(directory)
+        path = database_path(directory, number)
+        if is_missing(directory, number, header):
+            raise DamageFound("it is gone, empty or no file, though messages were stored in it")
         # Nobody writes while the gate is held, or where there is none (a copy), or on a medium that is read-only.
         is_still = entered or not os.path.exists(gate.file.path) or not os.access(directory, os.W_OK)
-        connection = open_for_reading(path, immutable=is_still and not os.path.exists(f"{path}-wal"))
+        has_log = os.path.exists(f"{path}-wal") and os.stat(f"{path}-wal").st_size > 0
+        connection = open_for_reading(path, immutable=is_still and not has_log)
         try:
             highest = connection.execute(sql.HIGHEST_ID).fetchone()[0]
             yield Look(connection, max(header.last_id if header else 0, highest))

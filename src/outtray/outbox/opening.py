@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 
@@ -9,7 +10,7 @@ from outtray import consent, journal
 from outtray.errors import OutboxUnusable
 from outtray.outbox import generation, sql
 from outtray.outbox.connection import Connection, DamageFound, is_damage, open_database
-from outtray.outbox.files import database_path, is_emptied, newest_generation
+from outtray.outbox.files import database_path, newest_generation
 from outtray.outbox.gate import Gate, Header, boot_number, new_epoch
 from outtray.outbox.transaction import WITHDRAWN, Transaction
 
@@ -43,9 +44,7 @@ def open_next(directory: str, gate: Gate, reason: BaseException) -> tuple[Connec
 def _open(directory: str, gate: Gate, header: Header | None) -> tuple[Connection, Header]:
     number = header.generation if header else newest_generation(directory)
     path = database_path(directory, number)
-    is_used = is_emptied(path) or (header is not None and header.last_id > generation.base_id(number))
-    if is_used and (os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size == 0):
-        # SQLite would begin anew in an empty file, and delete the log beside it.
+    if generation.is_missing(directory, number, header):
         raise DamageFound(f"{path} is gone, empty or no file, though messages were stored in it")
     has_log = os.path.exists(f"{path}-wal") and os.stat(f"{path}-wal").st_size > 0
     connection = open_database(path)
@@ -80,13 +79,22 @@ def _heed_choice(directory: str, connection: sqlite3.Connection, header: Header)
 
 def _count_missing(directory: str, connection: sqlite3.Connection, number: int, highest: int, last_id: int) -> None:
     """Count messages that the header knows and the database lost, once; some may be in what is kept of the log."""
-    generation.keep_wal(directory, number)
+    kept = generation.keep_wal(directory, number)
     missing = last_id - highest
     journal.rows_missing(missing, directory)
     connection.execute(sql.BEGIN)
+    if kept is not None:
+        _forget_namesake(connection, os.path.basename(kept))
     connection.execute(sql.ADD_GAP, (highest + 1, last_id))
     connection.execute(sql.COUNT_IN_LEDGER, ("lost", missing))
     connection.execute(sql.COMMIT)
+
+
+def _forget_namesake(connection: sqlite3.Connection, name: str) -> None:
+    """Have the log *name* read, though one of that name was, and was cleared away since."""
+    row = connection.execute(sql.META, (generation.SALVAGED,)).fetchone()
+    others = {each: moment for each, moment in generation.numbers(row and row[0]).items() if each != name}
+    connection.execute(sql.SET_META, (generation.SALVAGED, json.dumps(others)))
 
 
 def _count_unclean_restart(directory: str, connection: sqlite3.Connection) -> None:

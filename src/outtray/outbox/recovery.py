@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from outtray import consent, journal
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
 from outtray.outbox import pages, sql
-from outtray.outbox.files import MAJOR, database_path, generations, kept_wals
-from outtray.outbox.generation import PREVIOUS, base_id
+from outtray.outbox.files import database_path, generations, kept_wals
+from outtray.outbox.generation import LEFT, SALVAGED, base_id, numbers
 from outtray.outbox.records import checksum, is_intact
-from outtray.outbox.transaction import ERASING, ROWS_UNDER_THE_GATE
+from outtray.outbox.transaction import BYTES_UNDER_THE_GATE, ERASING, ROWS_UNDER_THE_GATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,38 +25,36 @@ if TYPE_CHECKING:
     from outtray.outbox.store import Outbox
     from outtray.outbox.transaction import Transaction
 
-DONE = "salvaged"
-"""Key in `meta`: the names of the sources that were read to their end, each with the moment, as JSON."""
-
 STATE = " state"
-"""Ends the name of a source in `DONE` whose cursors and ledger were taken over."""
-
-BYTES_UNDER_THE_GATE = 1024 * 1024
-"""Bytes of bodies that one transaction brings back, about."""
+"""Ends the name of a source in `SALVAGED` whose cursors and ledger were taken over."""
 
 CARRIED_OVER = ("retry", "deferred", "dead", "local")
 """States in `exceptions` of messages that are kept or still to be sent."""
 
 
 class Source:
-    """What a generation left: its logs and its *database* (a path, None if it is gone); or a log of the one in use."""
+    """The database of a generation that *is_left*, with its *wals*, oldest first; or one log of the generation in use.
 
-    def __init__(self, generation: int, database: str | None, wals: list[str], *, is_left: bool) -> None:
+    *path* is that of the database; *database* is the same, None where there is none to read.
+    """
+
+    def __init__(self, generation: int, path: str, wals: list[str], *, is_left: bool) -> None:
         self.generation = generation
-        self.database = database
+        self.path = path
+        self.database = path if is_left and os.path.isfile(path) else None
         self.wals = wals
         self.is_left = is_left
 
     @property
     def name(self) -> str:
-        """What the source is called in `DONE`, and to people."""
-        return os.path.basename(self.database or self.wals[-1])
+        """What the source is called in `SALVAGED`, and to people."""
+        return os.path.basename(self.path if self.is_left else self.wals[0])
 
     @property
     def files(self) -> list[str]:
         """The paths of all its files."""
-        own = [self.database, f"{self.database}-wal", f"{self.database}-shm"] if self.database else []
-        return [path for path in dict.fromkeys([*own, *self.wals]) if os.path.lexists(path)]
+        own = [self.path, f"{self.path}-wal", f"{self.path}-shm"] if self.is_left else []
+        return [path for path in dict.fromkeys([*own, *self.wals]) if os.path.isfile(path)]
 
     def newest(self) -> Iterator[pages.Record]:
         """Give the records of the newest image of each page."""
@@ -72,42 +70,34 @@ class Source:
 def sources(directory: str, generation: int) -> list[Source]:
     """Return the damaged files in *directory*, where *generation* is in use, newest first. Raises OSError."""
     found = []
-    kept = kept_wals(directory)
-    for number in sorted({*generations(directory), *(_generation_of(path) for path in kept)}, reverse=True):
-        wals = [path for path in kept if os.path.basename(path).startswith(f"outbox-{MAJOR}-{number}-")]
+    for number in reversed(generations(directory)):
+        path = database_path(directory, number)
+        wals = kept_wals(directory, number)
         if number < generation:
-            path = database_path(directory, number)
             log = [f"{path}-wal"] if os.path.isfile(f"{path}-wal") and not wals else []
-            found.append(Source(number, path if os.path.isfile(path) else None, wals + log, is_left=True))
+            found.append(Source(number, path, wals + log, is_left=True))
         elif number == generation:
-            found += [Source(number, None, [wal], is_left=False) for wal in wals]
+            found += [Source(number, path, [wal], is_left=False) for wal in wals]
     return [source for source in found if source.database or source.wals]
 
 
-def _generation_of(kept_wal: str) -> int:
-    number = os.path.basename(kept_wal).split("-")[2]
-    return int(number) if number.isascii() and number.isdecimal() else 0
-
-
-def waiting(outbox: Outbox) -> list[Source]:
-    """Return the sources that were not brought back yet. Raises OutboxError, OSError."""
-    found = sources(outbox.directory, outbox.header().generation)
-    if not found:
-        return []
-    read = done(outbox.meta(DONE))
+def waiting(directory: str, generation: int, meta: Callable[[str], str | None]) -> list[Source]:
+    """Return the sources that were not brought back yet; *meta* is that of the outbox. Raises OutboxError, OSError."""
+    found = sources(directory, generation)
+    read = numbers(meta(SALVAGED)) if found else {}
     return [source for source in found if source.name not in read]
 
 
 def salvage(outbox: Outbox, go_on: Callable[[], bool] = lambda: True) -> int:
-    """Bring back what waits in damaged files and return how many messages; only for who holds the drain lock.
+    """Bring back what waits in damaged files and return how many messages.
 
-    Where *go_on* says False it ends; the next call goes on. What the user denied stays where it is, to be erased.
-    Raises OutboxError, OSError.
+    A batch that somebody else has on its way meanwhile is not settled, and repeated. Where *go_on* says False it
+    ends; the next call goes on. What the user denied stays where it is, to be erased. Raises OutboxError, OSError.
     """
     if consent.stored(outbox.directory) == consent.DENIED:
         return 0
     saved = 0
-    while left := waiting(outbox):
+    while left := waiting(outbox.directory, outbox.header().generation, outbox.meta):
         source = left[0]  # which may know that it had what is in older ones
         count, lost = _Salvage(outbox, source, go_on).run()
         saved += count
@@ -136,19 +126,11 @@ def clear_away(outbox: Outbox, *, retention: float) -> None:
     Raises OutboxError, OSError.
     """
     found = sources(outbox.directory, outbox.header().generation)
-    read = done(outbox.meta(DONE)) if found else {}
+    read = numbers(outbox.meta(SALVAGED)) if found else {}
     for source in found:
         if read.get(source.name, float("inf")) <= time.time() - retention:
             for path in source.files:
                 os.unlink(path)
-
-
-def done(text: str | None) -> dict[str, float]:
-    """Return the names of the sources that were read to their end, with the moment, as *text* under `DONE` has them."""
-    try:
-        return dict(json.loads(text or "{}"))
-    except (ValueError, TypeError):  # read from a damaged file
-        return {}
 
 
 class _State:
@@ -196,9 +178,9 @@ class _Salvage:
         self._source = source
         self._go_on = go_on
         self._state = _State(source.newest())
-        self._previous = self._known()
-        self._are_marks_known = bool(self._state.cursors)
-        settled_id = self._previous.get("settled_id")
+        self._header = self._known()
+        self._is_all_known = bool(self._state.cursors and self._header)
+        settled_id = self._header.get("settled_id")
         if source.is_left and settled_id is not None and not self._state.cursors:
             self._state.cursors[outbox.destination] = (settled_id, 0)
         self._saved = 0
@@ -229,9 +211,9 @@ class _Salvage:
         return int(until) if until.isdecimal() else 0
 
     def _known(self) -> dict[str, int]:
-        """Return what the header said when the source was left, empty if it was not this one, or nothing is known."""
-        known = dict(json.loads(self._outbox.meta(PREVIOUS) or "{}"))
-        return known if known.get("generation") == self._source.generation else {}
+        """Return what the header said when the source was left, empty if that is not known."""
+        known = numbers(self._outbox.meta(LEFT.format(self._source.generation)))
+        return {name: int(id) for name, id in known.items()}
 
     def _messages(self) -> Iterator[tuple[Any, ...]]:
         """Give id, message_id, event, accepted_at, crc and body of all that is whole and was not settled."""
@@ -261,6 +243,7 @@ class _Salvage:
         if not rows:
             return
         with self._outbox.writing() as transaction:
+            transaction.header.epoch += 1  # settling a batch on its way would move the cursor over what comes in here
             cursors = dict(transaction.execute(sql.CURSOR_IDS).fetchall())
             count = 0
             for row in rows:
@@ -300,7 +283,7 @@ class _Salvage:
         """Take cursors, ledger and meta over, once."""
         with self._outbox.writing() as transaction:
             execute = transaction.execute
-            read = done(_meta(transaction, DONE))
+            read = numbers(_meta(transaction, SALVAGED))
             if self._source.name + STATE in read:
                 return
             for name, (id, delivered) in self._state.cursors.items():
@@ -310,30 +293,30 @@ class _Salvage:
             for reason, count in self._state.ledger.items():
                 transaction.count_in_ledger(reason, count)
             for key, value in self._state.meta.items():
-                if key not in (PREVIOUS, DONE) and _meta(transaction, key) is None:
+                if key != SALVAGED and _meta(transaction, key) is None:
                     execute(sql.SET_META, (key, value))
             # What was brought back into this one before is in it, or was purged from it, and is not read again.
-            read |= {name: moment for name, moment in done(self._state.meta.get(DONE)).items() if name not in read}
+            read = numbers(self._state.meta.get(SALVAGED)) | read
             read[self._source.name + STATE] = time.time()
-            execute(sql.SET_META, (DONE, json.dumps(read)))
+            execute(sql.SET_META, (SALVAGED, json.dumps(read)))
 
     def _finish(self) -> int:
         """Note that the source was read to its end, count what it did not have, and return how many that is."""
         with self._outbox.writing() as transaction:
-            read = done(_meta(transaction, DONE))
+            read = numbers(_meta(transaction, SALVAGED))
             if self._source.name in read:
                 return 0  # somebody else read it at the same time, and has counted
             lost = self._count_lost(transaction) if self._source.is_left else 0
             transaction.count_in_ledger("lost", lost)
-            if not self._are_marks_known and self._source.is_left:
+            if not self._is_all_known and self._source.is_left:
                 transaction.count_in_ledger("lost_unknown", 1)
             read[self._source.name] = time.time()
-            transaction.execute(sql.SET_META, (DONE, json.dumps(read)))
+            transaction.execute(sql.SET_META, (SALVAGED, json.dumps(read)))
         return lost
 
     def _count_lost(self, transaction: Transaction) -> int:
         """Return how many ids were given to messages that were not settled and are not here now."""
-        last_id = max(self._highest_seen, self._previous.get("last_id", 0))
+        last_id = max(self._highest_seen, self._header.get("last_id", 0))
         settled = [id for id, _ in self._state.cursors.values()]
         first = min(settled) if settled else (self._lowest_seen or 1) - 1
         unused = transaction.unused_ids(first, last_id)

@@ -177,6 +177,7 @@ DEAD = """SELECT id FROM exceptions WHERE state = 'dead' AND destination = ?1 AN
     AND (?3 IS NULL OR instr(lower(reason), lower(?3)) > 0) ORDER BY id LIMIT ?4"""
 RETRY = """UPDATE exceptions SET state = 'retry', next_attempt_at = 0
     WHERE destination = ? AND id = ? AND state = 'dead'"""
+BODY_BYTES = "SELECT coalesce(sum(length(CAST(body AS BLOB))), 0) FROM messages WHERE id = ?"
 DELETE_MESSAGE = "DELETE FROM messages WHERE id = ?"
 DELETE_EXCEPTIONS = "DELETE FROM exceptions WHERE id = ?"
 # Each with ?1 an id to begin behind, ?2 a moment, ?3 a number of rows, ?4 the state; oldest first.

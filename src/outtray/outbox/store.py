@@ -7,7 +7,7 @@ import sys
 import time
 
 from outtray import consent, forking, identity
-from outtray.errors import DiskFull, OutboxBusy, OutboxDenied, OutboxFull, OutboxUnusable, SyncFailed
+from outtray.errors import DiskFull, OutboxBusy, OutboxDenied, OutboxFull, SyncFailed
 from outtray.outbox import reserve, sql
 from outtray.outbox.connection import DamageFound, is_damage, translated
 from outtray.outbox.database import Database
@@ -340,7 +340,7 @@ class Outbox(Database):
         """Return what *write* returns, with the room of the reserve where there is no other. Raises OutboxError."""
         try:
             return write()
-        except (DiskFull, OutboxUnusable):
+        except DiskFull:
             if not self.give_back_reserve():
                 raise
         return write()

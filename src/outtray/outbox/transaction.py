@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 ROWS_UNDER_THE_GATE = 500
 """Rows that one transaction removes or changes, at most: a few milliseconds."""
 
+BYTES_UNDER_THE_GATE = 1024 * 1024
+"""Bytes of bodies that one transaction removes or brings back, about."""
+
 ERASING = "erasing"
 """Key in `meta` of an erasure under way: the ledger's word for it, and the last id that it concerns."""
 
@@ -98,21 +101,32 @@ class Transaction:
         self.execute(sql.SET_META, (ERASING, f"{reason} {self.header.last_id}"))
         self.header.epoch += 1
 
-    def remove_waiting(self, ids: list[int], reason: str) -> None:
-        """Delete messages that may not be delivered yet, move the cursors over them, and count them as *reason*."""
-        self.remove(ids)
-        for id in ids:
+    def remove_waiting(self, ids: list[int], reason: str) -> list[int]:
+        """Do as `remove` with messages that may not be delivered, move cursors over them, count them as *reason*."""
+        removed = self.remove(ids)
+        for id in removed:
             self.execute(sql.PASS_REMOVED, (id,))
         self.execute(sql.ADVANCE_OVER_SETTLED, (self.header.last_id,))
         self.execute(sql.FORGET_ALL_PASSED)
-        self.execute(sql.COUNT_IN_LEDGER, (reason, len(ids)))
+        self.count_in_ledger(reason, len(removed))
+        return removed
 
-    def remove(self, ids: list[int]) -> None:
-        """Delete messages and their marks on purpose: their ids do not count as lost."""
+    def remove(self, ids: list[int]) -> list[int]:
+        """Delete the first of these messages, a slice's worth, and their marks on purpose: they do not count as lost.
+
+        Returns the ids that are gone; of more than none that is one at least.
+        """
+        removed: list[int] = []
+        size = 0
         for id in ids:
+            if size > BYTES_UNDER_THE_GATE:
+                break
+            size += self.execute(sql.BODY_BYTES, (id,)).fetchone()[0]
             self.execute(sql.DELETE_MESSAGE, (id,))
             self.execute(sql.DELETE_EXCEPTIONS, (id,))
-        if ids:
-            removed = self.execute(sql.META, ("removed_id",)).fetchone()
-            highest = max(max(ids), int(removed[0]) if removed else 0)
+            removed.append(id)
+        if removed:
+            before = self.execute(sql.META, ("removed_id",)).fetchone()
+            highest = max(max(removed), int(before[0]) if before else 0)
             self.execute(sql.SET_META, ("removed_id", str(highest)))
+        return removed

@@ -48,13 +48,12 @@ def prune(outbox: Outbox, *, retention: float) -> int:
     more = oldest is not None
     while more:
         with outbox.writing() as transaction:
-            ids = transaction.prunable(max(old, beyond))
-            transaction.remove(ids)
+            gone = transaction.remove(transaction.prunable(max(old, beyond)))
             before = now - max(retention, DELIVERIES_RETENTION)
             execute = transaction.execute
             execute(sql.PRUNE_DELIVERIES, (before, transaction.header.last_id, ROWS_UNDER_THE_GATE))
-        removed += len(ids)
-        more = len(ids) == ROWS_UNDER_THE_GATE
+        removed += len(gone)
+        more = bool(gone)
     return removed
 
 
@@ -68,11 +67,13 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
     if state != "delivered":
         recovery.salvage(outbox)  # what waits in damaged files goes too, and does not come up again
     for ids in _slices_in_state(outbox, state, before):
-        with outbox.writing() as transaction:
-            transaction.remove_waiting(ids, "purged")
-            if state in ON_THEIR_WAY:
-                transaction.header.epoch += 1
-        removed += len(ids)
+        while ids:
+            with outbox.writing() as transaction:
+                gone = transaction.remove_waiting(ids, "purged")
+                if state in ON_THEIR_WAY:
+                    transaction.header.epoch += 1
+            removed += len(gone)
+            ids = ids[len(gone) :]
     if removed and state != "delivered":
         recovery.clear_away(outbox, retention=0)
         outbox.empty_wal()
