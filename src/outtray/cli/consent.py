@@ -25,7 +25,8 @@ HELP = """Say what is recorded and sent, and which rule decides; with a word, ke
 
 on      record and send
 local   record, send nothing; what waits stays
-off     record nothing and send nothing; what was not delivered is erased, programs that run stop at once
+off     record nothing and send nothing; what was not delivered is erased, and of much that was delivered
+        all but the newest 4 MB; programs that run stop at once
 
 The choice holds for one application. What the application itself says, OUTTRAY_CONSENT and DO_NOT_TRACK come before
 it; the config file comes after it."""
