@@ -15,7 +15,7 @@ SET_AND_BECOME = f'mount --bind "$0" {BOOT_ID} && exec "$@"'
 
 
 class Boots:
-    """Numbers the starts of a machine; its file is in *folder*. Raises Unavailable where a program would see through it."""
+    """The starts of one machine, kept in *folder*. Raises Unavailable where programs cannot be made to believe them."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "boot_id"

@@ -1,8 +1,8 @@
 """Cut the power in the middle of appending and delivering, start again, and count what is missing.
 
 The outbox lies on a small ext4 file system of its own. At a random moment that file system is shut down without
-writing its memory or its journal, as a power cut does, and mounted again. What was accepted stands in a log on another
-file system; what was delivered, in a receiver that keeps running.
+writing its memory or its journal, as a power cut does, and mounted again; to the programs that is another start of the
+system. What was accepted stands in a log on another file system; what was delivered, in a receiver that keeps running.
 """
 
 from __future__ import annotations
@@ -192,9 +192,7 @@ class Machine:
     def _start(self, role: str, load: Load, number: int) -> subprocess.Popen[bytes]:
         with open(self._errors, "ab") as errors:
             return subprocess.Popen(
-                self._boots.command(
-                    sys.executable, str(CHILD), role, json.dumps(self._options(role, load, number))
-                ),
+                self._boots.command(sys.executable, str(CHILD), role, json.dumps(self._options(role, load, number))),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if role == "reopen" else subprocess.DEVNULL,
                 stderr=errors,
