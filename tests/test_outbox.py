@@ -481,9 +481,8 @@ def test_the_wal_stays_small_under_steady_load(outbox: Outbox, directory: str) -
     assert largest < 8 * MIB
 
 
-def test_the_first_opener_after_an_unclean_restart_counts_that_something_may_be_missing(
-    outbox: Outbox, directory: str
-) -> None:
+def store_and_leave_it_open(directory: str) -> None:
+    """Have a program store a message and end like one that is killed."""
     code = (
         "import os, sys\nfrom outtray.outbox.store import shared\n"
         "shared(sys.argv[1], destination='zenml', max_bytes=1 << 26).append('m', 'event', '{}', accepted_at=1.0)\n"
@@ -491,6 +490,12 @@ def test_the_first_opener_after_an_unclean_restart_counts_that_something_may_be_
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}
     subprocess.run([sys.executable, "-c", code, directory], env=environment, check=False)
+
+
+def test_the_first_opener_after_an_unclean_restart_counts_that_something_may_be_missing(
+    outbox: Outbox, directory: str
+) -> None:
+    store_and_leave_it_open(directory)
     gate = Path(directory, "outbox-1.gate")
     header = Header.from_bytes(gate.read_bytes())
     assert header is not None
@@ -501,3 +506,21 @@ def test_the_first_opener_after_an_unclean_restart_counts_that_something_may_be_
         outbox.close()
     with look.look(directory) as view:
         assert view.ledger() == ({"unclean_restart": 1} if sys.platform == "linux" else {})
+
+
+@pytest.mark.parametrize("is_left_open", [True, False])
+def test_a_header_that_is_gone_counts_as_an_unclean_restart_where_somebody_had_the_file_open(
+    outbox: Outbox, directory: str, is_left_open: bool
+) -> None:
+    if is_left_open:
+        store_and_leave_it_open(directory)
+    else:
+        fill(outbox, 1)
+        outbox.close()
+    Path(directory, "outbox-1.gate").unlink()
+    for _ in range(2):
+        assert fill(outbox, 1)
+        outbox.close()
+    with look.look(directory) as view:
+        is_counted = is_left_open and sys.platform == "linux"
+        assert view.ledger() == ({"unclean_restart": 1} if is_counted else {})

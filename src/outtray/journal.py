@@ -44,11 +44,12 @@ def rows_missing(count: int, directory: str) -> None:
 
 
 def restart_was_unclean(directory: str) -> None:
-    """The system went down, by a power cut or the like, while the outbox was in use."""
+    """The system went down, by a power cut or the like, while the outbox was in use, or its header is gone."""
     _say(
         "restart_was_unclean",
         "WARNING",
-        "outtray: the system went down while %s was in use; what was accepted in the last second before may be missing",
+        "outtray: %s was in use when the system went down (or the header of its gate was lost); what was accepted in "
+        "the last second before may be missing",
         directory,
     )
 

@@ -29,8 +29,9 @@ HARNESSES: dict[str, str] = {
     "and retry",
     "io_errors": "EIO, ENOSPC, EDQUOT and EMFILE at the k-th write, sync, open, truncate, unlink and lock, alone and "
     "from there on; a full tmpfs; RLIMIT_FSIZE",
-    "power_cut": "the power cut (forced shutdown of an ext4 of its own, memory and journal dropped) in mid-append, in "
-    "mid-delivery, at creation and right after a program's end",
+    "power_cut": "the power cut (forced shutdown of an ext4 of its own, memory and journal dropped, another boot_id "
+    "afterwards) in mid-append, in mid-delivery, at creation and right after a program's end; what the next program "
+    "counts",
     "bit_flips": "each bit field of a small database, its log and the gate's header; bursts, cuts and foreign files in "
     "larger ones",
     "races": "purge, retry, consent, forget, `rm -rf`, a new generation, a second drainer and `kill -9`, each between "

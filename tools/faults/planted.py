@@ -44,11 +44,18 @@ BUGS = (
     ),
     Bug(
         "an id is given again",
-        "outbox/database.py",
+        "outbox/opening.py",
         "header.last_id = max(header.last_id, highest)",
         "header.last_id = highest",
         "kill_points",
         ("--only", "append behind a lost row"),
+    ),
+    Bug(
+        "an unclean restart is not counted",
+        "outbox/opening.py",
+        "if was_left_open and header.boot != boot_number() != 0:",
+        "if False:",
+        "power_cut",
     ),
     Bug(
         "settled before the answer",

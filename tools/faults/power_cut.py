@@ -1,8 +1,8 @@
 """Cut the power in the middle of appending and delivering, start again, and count what is missing.
 
 The outbox lies on a small ext4 file system of its own. At a random moment that file system is shut down without
-writing its memory or its journal, as a power cut does, and mounted again. What was accepted stands in a log on another
-file system; what was delivered, in a receiver that keeps running.
+writing its memory or its journal, as a power cut does, and mounted again; to the programs that is another start of the
+system. What was accepted stands in a log on another file system; what was delivered, in a receiver that keeps running.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faults.boots import Boots
 from faults.ext4_volume import Unavailable, Volume
 from faults.power_cut_verdict import Accepted, Cut, Found, Life, Verdict
 from faults.report import Report
@@ -87,6 +88,7 @@ def run(*, whole: bool) -> Report:
         try:
             volume = stack.enter_context(Volume(folder))
             volume.require_loss()
+            boots = Boots(folder)
         except Unavailable as error:
             report.skipped = str(error)
             return report
@@ -96,7 +98,7 @@ def run(*, whole: bool) -> Report:
             report.add(f"{durability}: cuts", 0)
             if durability == "power" and not has_option:
                 continue
-            machine = Machine(volume, server, folder, report, durability, has_option=has_option)
+            machine = Machine(volume, boots, server, folder, report, durability, has_option=has_option)
             for number in range(CUTS if whole else QUICK_CUTS):
                 machine.live_and_cut(number)
     return report
@@ -110,9 +112,18 @@ class Machine:
     """One volume and the programs on it, all with one *durability*, which releases without that option call process."""
 
     def __init__(
-        self, volume: Volume, server: FakeServer, folder: Path, report: Report, durability: str, *, has_option: bool
+        self,
+        volume: Volume,
+        boots: Boots,
+        server: FakeServer,
+        folder: Path,
+        report: Report,
+        durability: str,
+        *,
+        has_option: bool,
     ) -> None:
         self._volume = volume
+        self._boots = boots
         self._server = server
         self._report = report
         self._durability = durability
@@ -149,6 +160,7 @@ class Machine:
     def _restart(self) -> None:
         self._volume.unmount()
         self._volume.mount()
+        self._boots.start()
 
     def _begin_outbox(self, app: str) -> None:
         for entry in self._volume.path.iterdir():
@@ -180,7 +192,7 @@ class Machine:
     def _start(self, role: str, load: Load, number: int) -> subprocess.Popen[bytes]:
         with open(self._errors, "ab") as errors:
             return subprocess.Popen(
-                [sys.executable, str(CHILD), role, json.dumps(self._options(role, load, number))],
+                self._boots.command(sys.executable, str(CHILD), role, json.dumps(self._options(role, load, number))),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if role == "reopen" else subprocess.DEVNULL,
                 stderr=errors,
@@ -258,7 +270,7 @@ class Machine:
         """Return what lies on the volume, from copies; what the cut left unfinished at creation holds nothing."""
         rows: list[tuple[int, str, str, str]] = []
         problems: list[str] = []
-        header_id = None
+        header_id = log_bytes = None
         for path in self._databases():
             try:
                 seen = inspect(path, messages=10**9)
@@ -269,7 +281,8 @@ class Machine:
                 problems += [problem.partition("\n")[0] for problem in seen["problems"]]
             if seen["header"] is not None and seen["header"]["crc_ok"]:
                 header_id = seen["header"]["last_id"]
-        return Found(sorted(rows), header_id, problems)
+            log_bytes = seen["wal_bytes"]
+        return Found(sorted(rows), header_id, log_bytes, problems)
 
     def _databases(self) -> list[str]:
         try:

@@ -34,12 +34,14 @@ class Accepted:
 class Life:
     """One outbox across its cuts: its *app* and the number of *cuts*.
 
-    *counted* is how many messages it has counted as lost so far, *repeats* how many came to the receiver once more.
+    *counted* is how many messages it has counted as lost so far, and *restarts* how many unclean restarts, *repeats*
+    how many messages came to the receiver once more.
     """
 
     app: str
     cuts: int = 0
     counted: int = 0
+    restarts: int = 0
     repeats: int = 0
 
 
@@ -70,11 +72,13 @@ class Cut:
 class Found:
     """What lies in the files: *rows* (id, message id, state, body) lowest id first, and what is wrong with them.
 
-    *header_id* is the last id that the gate's header knows of, None where there is no sound header.
+    *header_id* is the last id that the gate's header knows of, None where there is no sound header; *log_bytes* the
+    size of the write-ahead log, None where there is none.
     """
 
     rows: list[tuple[int, str, str, str]] = field(default_factory=list)
     header_id: int | None = None
+    log_bytes: int | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -106,7 +110,7 @@ class Verdict:
         got = {message["message_id"] for message in received}
         lost = [each for each in self._cut.accepted if each.message_id not in got]
         self._look_at_lost(lost)
-        self._look_at_ledger({each.message_id for each in lost}, reopened["ledger"])
+        self._look_at_ledger({each.message_id for each in lost}, reopened["ledger"] or {})
         self._count("cuts")
         self._count("accepted", len(self._cut.accepted))
         self._count("lost", len(lost))
@@ -170,14 +174,12 @@ class Verdict:
         if self._cut.exited:
             self._count("programs ended before", len(self._cut.exited))
 
-    def _look_at_ledger(self, lost: set[str], ledger: dict[str, int] | None) -> None:
-        """Compare the ledger with what the header could know: it is not synced with each message, so it may lag.
-
-        Without a ledger the outbox could not be looked at, and that is noted already.
-        """
-        counted_in_all = (ledger or {}).get("lost", self._life.counted)
-        counted = counted_in_all - self._life.counted
-        self._life.counted = counted_in_all
+    def _look_at_ledger(self, lost: set[str], ledger: dict[str, int]) -> None:
+        """See that the next program says that something was lost: how much as far as the header knew, else that."""
+        counted = ledger.get("lost", self._life.counted) - self._life.counted
+        restarts = ledger.get("unclean_restart", self._life.restarts) - self._life.restarts
+        self._life.counted += counted
+        self._life.restarts += restarts
         gone = [each.message_id for each in self._cut.accepted if each.message_id not in self._ids]
         recovered = len([id for id in gone if id not in self._cut.delivered and id not in lost])
         known = max(0, (self._found.header_id or 0) - self._found.highest_id)
@@ -186,7 +188,14 @@ class Verdict:
                 "lost messages are not counted",
                 [f"{len(gone)} gone, {recovered} recovered, {known} known to the header, {counted} counted"],
             )
-        self._count("losses that the header did not know", max(0, len(lost) - counted))
+        if restarts > 1:
+            self._break("one restart is counted more than once", [str(restarts)])
+        if lost and not counted and not restarts:
+            self._break("nobody says that something was lost", sorted(lost))
+        self._count("cuts with a loss", int(bool(lost)))
+        self._count("with messages counted as lost", int(bool(lost and counted)))
+        self._count("with nothing but an unclean restart counted", int(bool(lost and restarts and not counted)))
+        self._count("unclean restarts counted", restarts)
         self._count("headers lost", int(self._found.header_id is None))
 
     def _count(self, name: str, number: int = 1) -> None:
@@ -202,7 +211,7 @@ class Verdict:
         found = self._found
         return (
             f"{len(self._cut.accepted)} accepted, {len(found.rows)} rows up to id {found.highest_id}, "
-            f"header at {found.header_id}, {len(self._cut.delivered)} delivered"
+            f"header at {found.header_id}, log of {found.log_bytes} bytes, {len(self._cut.delivered)} delivered"
         )
 
 

@@ -46,23 +46,25 @@ def _open(directory: str, gate: Gate, header: Header | None) -> tuple[Connection
     path = database_path(directory, number)
     if generation.is_missing(directory, number, header):
         raise DamageFound(f"{path} is gone, empty or no file, though messages were stored in it")
-    has_log = os.path.exists(f"{path}-wal") and os.stat(f"{path}-wal").st_size > 0
+    # Who closes it last leaves no log, and SQLite syncs the log's beginning before it takes the first row.
+    was_left_open = os.path.exists(f"{path}-wal") and os.stat(f"{path}-wal").st_size > 0
     connection = open_database(path)
     try:
         highest = max(connection.execute(sql.HIGHEST_ID).fetchone()[0], generation.base_id(number))
+        is_rebuilt = header is None
         if header is None:
             header = Header(number, new_epoch(), highest)
             header.settled_id = connection.execute(sql.LOWEST_CURSOR).fetchone()[0]
-            gate.write(header)
-            gate.file.sync()  # a power cut leaves it as it was at some moment, and not empty
-        else:
-            if header.last_id > highest:  # before anything is written to the log, which may still have them
-                _count_missing(directory, connection, number, highest, header.last_id)
-            if has_log and header.boot != boot_number() != 0:
-                _count_unclean_restart(directory, connection)
+            was_left_open = was_left_open and highest > generation.base_id(number)  # else its creator was killed
+        elif header.last_id > highest:  # before anything is written to the log, which may still have them
+            _count_missing(directory, connection, number, highest, header.last_id)
+        if was_left_open and header.boot != boot_number() != 0:
+            _count_unclean_restart(directory, connection)
         header.last_id = max(header.last_id, highest)
         _heed_choice(directory, connection, header)
         gate.write(header)
+        if is_rebuilt:
+            gate.file.sync()  # a power cut leaves it as it was at some moment, and not empty
     except BaseException:
         connection.close()
         raise
@@ -100,7 +102,8 @@ def _forget_namesake(connection: sqlite3.Connection, name: str) -> None:
 def _count_unclean_restart(directory: str, connection: sqlite3.Connection) -> None:
     """Count that the system went down while somebody had the file open: what the last second held may be gone.
 
-    How much that was nobody can know: what is newer than the last sync is not on the disk, nor is its count.
+    How much that was nobody can know: what is newer than the last sync is not on the disk, nor is its count. Without
+    a header nobody knows of the restart either, and it is taken for one.
     """
     journal.restart_was_unclean(directory)
     connection.execute(sql.COUNT_IN_LEDGER, ("unclean_restart", 1))
