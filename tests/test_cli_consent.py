@@ -471,12 +471,13 @@ sys.stdin.read()
         assert main(["consent", "off"]) == 75
         shown = capsys.readouterr()
         assert "your choice is kept" in shown.err
-        assert "Continue or end the process" in shown.err
+        assert f"process {holding.pid} (stopped) keeps the gate: continue it (kill -CONT {holding.pid})" in shown.err
         assert shown.out == "a: denied (your choice, see `outtray consent`)\n"
         assert main(["forget", "--yes"]) == 75
         assert outtray.Tray(app="a").track("e") is False
     assert (folder / "consent").read_text() == "denied\n"
-    assert asked(capsys, "consent", "off")["withdrawn"] == 2
+    found = asked(capsys, "consent", "off")
+    assert (found["withdrawn"], found["finished"]) == (2, True)
     assert texts(folder, "secret") == set()
 
 
@@ -486,6 +487,9 @@ def test_a_reader_that_keeps_the_log_is_named_and_the_next_call_finishes(folder:
     reader = sqlite3.connect(folder / "outbox-1-0.db")
     reader.execute("BEGIN")
     assert reader.execute("SELECT count(*) FROM messages").fetchone() == (1,)
+    found = asked(capsys, "consent", "off", code=75)
+    assert (found["state"], found["withdrawn"], found["finished"]) == ("denied", None, False)
+    assert "finished" not in asked(capsys, "consent")
     assert main(["consent", "off"]) == 75
     assert "is being read by another program" in capsys.readouterr().err
     reader.close()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -185,13 +188,117 @@ def test_without_an_outbox_there_is_nothing_to_find(home: Path, capsys: Capture)
     assert list(home.iterdir()) == []
 
 
-def test_a_place_that_can_never_be_used_is_78(outbox: Path, capsys: Capture) -> None:
+def test_a_place_where_no_outbox_can_be_is_78(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("x")
+    assert main(["doctor", "--dir", str(tmp_path / "file")]) == 78
+    assert "is not a directory" in capsys.readouterr().err
+
+
+def test_the_advice_is_given_once_and_commands_are_in_one_line(outbox: Path, capsys: Capture) -> None:
+    for path in (outbox, *outbox.iterdir()):
+        path.chmod(path.stat().st_mode | 0o044)
+    (outbox / "outbox-1.reserve").unlink()
+    assert len(examined(capsys)["findings"]) == 1 + len(list(outbox.iterdir())) + 1
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert said.partition("  to do:\n")[2].splitlines() == [
+        f"    rights: chmod -R go= {outbox}",
+        "    space: run `outtray flush`, which makes it whole",
+    ]
+    subprocess.run(["chmod", "-R", "go=", str(outbox)], check=True)
+    assert found(capsys, "space")
+
+
+# One that cannot be examined
+
+
+def another_major(outbox: Path) -> None:
+    header = bytearray((outbox / "outbox-1.gate").read_bytes())
+    header[8] = 2
+    (outbox / "outbox-1.gate").write_bytes(header[:-4] + zlib.crc32(header[:-4]).to_bytes(4, "little"))
+
+
+def gone(outbox: Path) -> None:
+    shutil.rmtree(outbox)
+    outbox.symlink_to("nowhere")
+
+
+def no_gate(outbox: Path) -> None:
     (outbox / "outbox-1.gate").unlink()
     (outbox / "outbox-1.gate").mkdir()
-    assert main(["doctor", "--app", "a"]) == 78
-    assert "not a regular file" in capsys.readouterr().err
-    assert main(["doctor"]) == 1, "one of several is examined with the others"
-    assert "is not a regular file" in " ".join(capsys.readouterr().out.split())
+
+
+def a_file(outbox: Path) -> None:
+    shutil.rmtree(outbox)
+    outbox.write_text("x")
+
+
+def only_newer(outbox: Path) -> None:
+    for path in list(outbox.glob("outbox-1*")):
+        path.rename(outbox / path.name.replace("outbox-1", "outbox-2"))
+
+
+@pytest.mark.parametrize("salvage", [[], ["--salvage"]], ids=["looking", "salvaging"])
+@pytest.mark.parametrize(
+    ("spoil", "check", "text"),
+    [
+        (another_major, "gate", "has format 2"),
+        (only_newer, "versions", "files of format 2"),
+        (no_gate, "gate", "is not a regular file"),
+        (gone, "directory", "is a symbolic link"),
+    ],
+)
+def test_one_that_cannot_be_used_is_a_finding_and_the_others_are_examined(
+    spoil: Callable[[Path], None], check: str, text: str, salvage: list[str], outbox: Path, capsys: Capture
+) -> None:
+    fill("b", 1)
+    spoil(outbox)
+    capsys.readouterr()
+    assert main(["doctor", "--json", *salvage]) == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert [each["check"] for each in first["findings"]] == [check]
+    assert text in first["findings"][0]["text"]
+    assert (second["app"], second["findings"]) == ("b", [])
+    assert "1 message" in second["checks"]["content"]
+    assert examined(capsys, "--app", "a")["findings"] == first["findings"], "also where it is the one that is named"
+
+
+def test_a_file_in_place_of_the_directory_is_a_finding_of_the_app_that_is_named(outbox: Path, capsys: Capture) -> None:
+    a_file(outbox)
+    assert "is not a directory" in found(capsys, "directory", "--app", "a")
+
+
+def test_one_that_the_system_cannot_read_is_a_finding_and_the_others_are_examined(
+    outbox: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill("b", 1)
+    whole = Path.open
+
+    def broken(path: str, *arguments: Any, **options: Any) -> Any:
+        if str(path).startswith(str(outbox)):
+            raise OSError(5, "Input/output error", path)
+        return whole(Path(path), *arguments, **options)
+
+    for module in ("outtray.cli.examination", "shutil"):
+        monkeypatch.setattr(f"{module}.open", broken, raising=False)
+    capsys.readouterr()
+    assert main(["doctor", "--json"]) == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert {each["check"] for each in first["findings"]} == {"gate", "content"}
+    assert len(first["findings"]) == 2
+    assert second["findings"] == []
+
+
+def test_a_salvage_that_fails_is_said_and_the_others_are_salvaged(outbox: Path, capsys: Capture) -> None:
+    fill("b", 3)
+    (outbox / "outbox-1.drain").unlink()
+    (outbox / "outbox-1.drain").mkdir()
+    overwrite(outbox.parent / "b" / "outbox-1-0.db", 0, bytes(100))
+    capsys.readouterr()
+    assert main(["doctor", "--salvage", "--json"]) == 1
+    shown = capsys.readouterr()
+    assert [each["salvaged"] for each in json.loads(shown.out)] == [None, 3]
+    assert "a: [Errno 21]" in shown.err
 
 
 def test_a_program_that_writes_all_the_time_is_no_finding(
@@ -244,7 +351,7 @@ def test_a_directory_that_is_a_symbolic_link(outbox: Path, capsys: Capture) -> N
 
 
 def test_a_network_file_system(outbox: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = places.file_system(str(outbox))
+    _, kind = places.mount(str(outbox))
     monkeypatch.setattr(places, "NETWORK_FILE_SYSTEMS", frozenset({kind}))  # as if the real one were such
     assert f"network file system ({kind})" in found(capsys, "directory")
 
@@ -317,7 +424,7 @@ def test_a_stopped_program_in_the_way_is_named(
         assert wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T")
         (finding,) = examined(capsys)["findings"]
         assert finding["check"] == check
-        assert f"process {process.pid}, which is stopped" in finding["text"]
+        assert f"process {process.pid} (stopped)" in finding["text"]
         assert f"kill -CONT {process.pid}" in finding["do"]
     assert examined(capsys, code=0)["findings"] == []
 
@@ -326,7 +433,7 @@ def test_who_delivers_is_named_and_no_finding(outbox: Path, environment: dict[st
     with holding(environment, outbox, "drain") as process:
         assert examined(capsys, code=0)["checks"]["delivery"] == f"process {process.pid} delivers"
         assert main(["doctor", "--salvage"]) == 75
-        assert f"process {process.pid} delivers just now" in capsys.readouterr().err
+        assert f"process {process.pid} delivers" in capsys.readouterr().err
 
 
 def test_who_keeps_the_gate_for_long_is_named(outbox: Path, environment: dict[str, str], capsys: Capture) -> None:
@@ -345,8 +452,8 @@ def test_who_keeps_the_gate_for_long_is_named(outbox: Path, environment: dict[st
         ("UPDATE messages SET message_id = 'other' WHERE id = 5", "another message_id or event"),
         ("UPDATE cursors SET id = 6", "not what its mirror says"),
         ("INSERT INTO exceptions (destination, id, state) VALUES ('zenml', 6, 'x\x1b[31m')", "with the state"),
-        ("DELETE FROM messages WHERE id = 6", "1 ids have no message"),
-        ("DELETE FROM messages WHERE id = 7", "1 messages that the header knows of"),
+        ("DELETE FROM messages WHERE id = 6", "though none of them was removed: 1"),
+        ("DELETE FROM messages WHERE id = 7", "not in the database: 1"),
     ],
 )
 def test_rows_that_are_not_what_was_stored(statement: str, text: str, outbox: Path, capsys: Capture) -> None:
@@ -381,10 +488,54 @@ def test_a_message_of_the_future(ahead: float, is_found: bool, outbox: Path, cap
         assert examined(capsys, code=0)["findings"] == []
 
 
-@pytest.mark.parametrize("reason", ["lost", "lost_unknown", "unknown", "file_damaged"])
-def test_the_ledger_of_losses(reason: str, outbox: Path, capsys: Capture) -> None:
-    change(outbox, "INSERT INTO ledger VALUES (?, 3), ('purged', 9)", reason)
-    assert f"{reason} 3:" in found(capsys, "ledger")
+@pytest.mark.parametrize("reason", ["lost", "lost_unknown", "unknown", "file_damaged", "unclean_restart"])
+def test_losses_of_the_past_are_said_and_no_finding(reason: str, outbox: Path, capsys: Capture) -> None:
+    change(outbox, "INSERT INTO ledger VALUES (?, 3), ('purged', 9), ('salvaged', 0)", reason)
+    said = examined(capsys, code=0)["checks"]["ledger"]
+    assert said.startswith(f"purged 9; in the past: {reason} 3 (")
+    assert main(["doctor"]) == 0
+    assert f"in the past: {reason} 3" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_database_that_is_gone_is_one_finding(is_first: bool, outbox: Path, capsys: Capture) -> None:
+    if not is_first:
+        overwrite(outbox / "outbox-1-0.db", 0, bytes(100))
+        fill("a", 1)
+    name = f"outbox-1-{0 if is_first else 1}.db"
+    (outbox / name).unlink()
+    (finding,) = examined(capsys)["findings"]
+    assert (finding["check"], finding["text"]) == (
+        "content",
+        f"{outbox / name} is gone or empty, though messages were stored in it",
+    )
+    assert main(["doctor"]) == 1
+    assert "--  ledger" in capsys.readouterr().out
+
+
+def test_a_directory_in_place_of_the_database_is_to_be_moved_away(outbox: Path, capsys: Capture) -> None:
+    (outbox / "outbox-1-0.db").unlink()
+    (outbox / "outbox-1-0.db").mkdir(mode=0o755)
+    (finding,) = examined(capsys)["findings"]
+    assert finding["text"].endswith("outbox-1-0.db is not a regular file")
+    assert finding["do"].startswith(f"move {outbox}/outbox-1-0.db away")
+
+
+@pytest.mark.parametrize("name", ["client_id", "consent"])
+def test_a_directory_in_place_of_another_file(name: str, outbox: Path, capsys: Capture) -> None:
+    (outbox / name).unlink(missing_ok=True)
+    (outbox / name).mkdir(mode=0o755)
+    assert "is not a regular file" in found(capsys, "rights")
+
+
+def test_without_room_for_the_copy_nothing_is_called_damaged(
+    outbox: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("outtray.outbox.inspect._copy", full)
+    assert "could not be examined: [Errno 28]" in found(capsys, "content")
 
 
 def test_an_erasure_that_is_not_finished(outbox: Path, capsys: Capture) -> None:
@@ -403,11 +554,11 @@ def test_files_of_a_newer_release(outbox: Path, capsys: Capture) -> None:
 def test_what_a_destroyed_file_still_holds_comes_back(outbox: Path, capsys: Capture, server: FakeServer) -> None:
     overwrite(outbox / "outbox-1-0.db", 0, bytes(100))
     assert "damaged" in found(capsys, "content")
-    report = examined(capsys, "--salvage")
+    report = examined(capsys, "--salvage", code=0)
     assert report["salvaged"] == 3
-    assert {each["check"] for each in report["findings"]} == {"ledger"}
+    assert "file_damaged 1" in report["checks"]["ledger"]
     assert "outbox-1-0.db" in report["checks"]["recovery"]
-    assert examined(capsys, "--salvage")["salvaged"] == 0, "once"
+    assert examined(capsys, "--salvage", code=0)["salvaged"] == 0, "once"
     assert main(["flush", "--url", server.url]) == 0
     assert len(server.received) == 7
     assert not server.repeats
@@ -419,7 +570,7 @@ def test_damage_that_no_statement_meets_is_left_behind_on_purpose(folder: Path, 
     size = database.stat().st_size
     overwrite(database, size // 2 // 4096 * 4096, b"\xff" * 64)
     assert "content" in {each["check"] for each in examined(capsys)["findings"]}
-    report = examined(capsys, "--salvage")
+    report = examined(capsys, "--salvage", code=0)
     lost = 300 - report["salvaged"]
     assert 0 < lost < 30
     assert f"lost {lost}" in report["checks"]["ledger"]
@@ -427,18 +578,53 @@ def test_damage_that_no_statement_meets_is_left_behind_on_purpose(folder: Path, 
     assert f"{report['salvaged']} messages" in report["checks"]["content"]
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE cursors SET id = 6",
+        "INSERT INTO exceptions (destination, id, state) VALUES ('zenml', 2, 'x')",
+        "DELETE FROM messages WHERE id = 6",
+        "DELETE FROM messages WHERE id = 7",
+    ],
+)
+def test_after_a_salvage_nothing_is_left_to_be_done(statement: str, outbox: Path, capsys: Capture) -> None:
+    change(outbox, statement)
+    examined(capsys)
+    assert examined(capsys, "--salvage", code=0)["findings"] == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE messages SET body = replace(body, 'waits', 'waitz') WHERE id = 6",
+        "UPDATE messages SET event = 'other' WHERE id IN (2, 7)",
+    ],
+)
+def test_single_damaged_messages_end_by_the_commands_that_the_advice_names(
+    statement: str, outbox: Path, capsys: Capture, server: FakeServer
+) -> None:
+    change(outbox, statement)
+    (finding,) = examined(capsys)["findings"]
+    words = [each.split() for each in re.findall(r"`outtray ([^`]*)`", finding["do"])]
+    assert [each[0] for each in words] == ["flush", "purge", "purge"]
+    assert main([*words[0], "--url", server.url]) in (0, 1)
+    for each in words[1:]:
+        assert main(each) == 0
+    assert examined(capsys, code=0)["findings"] == []
+
+
 def test_a_kept_log_waits_and_is_brought_back(killed: Path, capsys: Capture) -> None:
     log = killed / "outbox-1-0.db-wal"
     overwrite(log, log.stat().st_size // 2, b"\xff" * 8)
     assert "messages that the header knows of" in found(capsys, "content")
     fill("a", 1)
-    findings = {each["check"]: each["text"] for each in examined(capsys)["findings"]}
-    assert set(findings) == {"recovery", "ledger"}
-    assert "outbox-1-0-0.lost-wal" in findings["recovery"]
-    lost = int(findings["ledger"].split()[1].rstrip(":"))
+    report = examined(capsys)
+    assert [each["check"] for each in report["findings"]] == ["recovery"]
+    assert "outbox-1-0-0.lost-wal" in report["findings"][0]["text"]
+    lost = int(report["checks"]["ledger"].partition("lost ")[2].split()[0])
     report = examined(capsys, "--salvage", code=0)
     assert report["salvaged"] == lost > 0
-    assert "lost 0" in report["checks"]["ledger"]
+    assert "lost" not in report["checks"]["ledger"]
     assert "outbox-1-0-0.lost-wal" in report["checks"]["recovery"]
 
 

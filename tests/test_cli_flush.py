@@ -73,6 +73,11 @@ def test_success_is_silent_without_a_terminal(server: FakeServer, capsys: Captur
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_dry_run_without_an_outbox_says_so(home: Path, capsys: Capture) -> None:
+    assert main(["flush", "--dry-run"]) == 0
+    assert capsys.readouterr().err == f"nothing to deliver: no outbox in {home}/.local/state/outtray\n"
+
+
 def test_no_outbox_is_silent_and_no_error(home: Path, capsys: Capture) -> None:
     assert main(["flush"]) == 0
     assert main(["flush", "--app", "unknown"]) == 0
@@ -359,7 +364,7 @@ def test_another_drainer_at_work_is_no_fault_and_a_stopped_one_is_75(
         first.send_signal(signal.SIGSTOP)
         done = run_python("-m", "outtray", "flush", OUTTRAY_TIMEOUT="0.5")
         assert done.returncode == 75
-        assert f"continue or end process {first.pid}" in done.stderr
+        assert f"continue it (kill -CONT {first.pid}) or end it" in done.stderr
     finally:
         first.kill()
         first.wait()

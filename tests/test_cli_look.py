@@ -131,6 +131,56 @@ def test_the_first_line_of_status_says_why_nothing_is_sent(
     assert "consent is denied (DO_NOT_TRACK)" in first_line()
 
 
+def test_status_says_that_damaged_files_wait_and_what_brings_them_back(
+    home: Path, server: FakeServer, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill("a", 3, url=server.url)
+    assert asked(capsys, "status")["unsalvaged"] == 0
+    (home / ".local/state/outtray/a/outbox-1-0.db").write_bytes(b"no database" * 1_000)
+    fill("a", 1)
+    found = asked(capsys, "status")
+    assert (found["pending"], found["unsalvaged"]) == (1, 1)
+    assert found["why"].startswith("1 message waiting")
+    assert main(["purge", "--state", "delivered"]) == 0, "which brings nothing back"
+    with monkeypatch.context() as denied:
+        denied.setenv("OUTTRAY_CONSENT", "local")
+        assert asked(capsys, "status")["why"].endswith("brings them back once consent is granted")
+    capsys.readouterr()
+    assert main(["status"]) == 0
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert "1 damaged file may hold messages that wait: the next `python -m outtray flush` brings them back" in first
+    assert any(row.split(maxsplit=1) == ["unsalvaged", "1 damaged file, not brought back yet"] for row in rows)
+    assert main(["flush", "--url", server.url]) == 0
+    assert asked(capsys, "status")["unsalvaged"] == 0
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "nothing is waiting"
+
+
+def test_status_does_not_call_it_quiet_where_only_a_damaged_file_waits(home: Path, capsys: Capture) -> None:
+    fill("a", 3, url=NOWHERE)
+    (home / ".local/state/outtray/a/outbox-1-0.db").write_bytes(b"no database" * 1_000)
+    assert main(["consent", "on"]) == 0, "which goes on in a new file"
+    capsys.readouterr()
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.startswith("1 damaged file may hold messages that wait")
+
+
+def test_status_says_where_nothing_will_be_delivered_from_here(home: Path, capsys: Capture) -> None:
+    fill("a", 3, url=NOWHERE)
+    folder = home / ".local/state/outtray/a"
+    folder.rename(home / "elsewhere")
+    folder.symlink_to(home / "elsewhere")
+    why = asked(capsys, "status", "--app", "a")["why"]
+    assert why.startswith(f"3 messages waiting: {folder} is a symbolic link")
+    assert "due now" not in why
+
+
+def test_status_reads_no_damaged_file_and_loads_nothing_for_it(run_python: Run) -> None:
+    fill("sound", 1)
+    code = "import sys; from outtray.cli import main; main(['status']); print('outtray.outbox.recovery' in sys.modules)"
+    assert run_python("-c", code).stdout.splitlines()[-1] == "False"
+
+
 def test_several_outboxes_are_named_and_none_is_guessed(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     for app in ("b", "a"):
         fill(app, 1, url=NOWHERE)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import outtray
+from outtray.outbox.inspect import inspect
 from outtray.testing import FakeServer
-from outtray.testing.inspect import inspect
 
 from .conftest import wait_until
 from .test_cli import fill
@@ -128,7 +128,9 @@ def test_rows_that_a_flipped_bit_in_the_wal_has_cost_are_missing(killed: Path) -
     assert found["integrity"] == ["ok"]
     assert found["missing"] > 0
     assert found["missing"] == 50 - (found["messages"]["last_id"] or 0)
-    assert f"{found['missing']} messages that the header knows of are not in the database" in found["problems"]
+    assert (
+        f"messages that the header knows of, and that are not in the database: {found['missing']}" in found["problems"]
+    )
 
 
 def test_messages_without_their_checksum_are_named(outbox: Path) -> None:

@@ -46,6 +46,7 @@ ORDER = (
     "outbox.upkeep",
     "outbox.erasure",
     "outbox.look",
+    "outbox.inspect",
     "secrets",
     "request",
     "destinations",

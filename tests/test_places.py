@@ -93,6 +93,20 @@ TABLE = """\
 34 22 0:35 / /over rw - ext4 /dev/sdc rw
 35 34 0:36 / /over rw shared:9 - nfs server:/over rw
 36 22 0:37 / /homes rw - tmpfs tmpfs rw
+37 22 0:38 / /mnt/c rw,noatime - 9p C:\\134 rw,dirsync,aname=drvfs;path=C:\\;cache=5,access=client
+38 22 0:39 / /work rw - virtiofs mount0 rw
+39 22 0:40 / /bucket rw - fuse.rclone remote: rw
+40 22 0:41 / /pool rw - fuse.mergerfs a:b rw
+41 22 0:42 / /usb rw - fuseblk /dev/sdd1 rw
+"""
+ODD = """\
+some other shape
+
+22
+23 22 0:1 / /home/me
+24 22 0:1 / /home/me rw -\x20
+25 22 0:1 / / rw - 9p
+26 22 0:1 / /home/me rw -nfs server:/ rw
 """
 
 
@@ -107,17 +121,59 @@ TABLE = """\
         ("/mnt/two words/me", "cifs"),
         ("/mnt/back\\slash/me", "fuse.sshfs"),
         ("/over/me", "nfs"),
+        ("/mnt/c/Users/me", "9p"),
+        ("/bucket", "fuse.rclone"),
     ],
 )
 def test_the_file_system_is_that_of_the_last_and_longest_mount(path: str, kind: str, tmp_path: Path) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(TABLE)
-    assert places.file_system(path, str(table)) == kind
+    assert places.mount(path, str(table))[1] == kind
 
 
 def test_without_a_mount_table_nothing_is_known_of_the_file_system(tmp_path: Path) -> None:
-    assert places.file_system("/home/me", str(tmp_path / "none")) is None
-    assert places.file_system("\\\\server\\share", str(tmp_path / "none")) == "smb2"
+    assert places.mount("/home/me", str(tmp_path / "none")) == ("", "")
+    assert places.mount("\\\\server\\share", str(tmp_path / "none"))[1] == "smb2"
+    assert places.why_not_alone("/home/me", str(tmp_path / "none")) is None
+
+
+def test_a_line_of_another_shape_in_the_mount_table_is_passed_over(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(ODD)
+    assert places.mount("/home/me", str(table)) == ("/", "9p")
+    table.write_text(ODD + TABLE)
+    assert places.mount("/home/me", str(table)) == ("/home", "nfs4")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/home/me", "network file system (nfs4)"),
+        ("/mnt/back\\slash/me", "network file system (fuse.sshfs)"),
+        ("/bucket/me", "network file system (fuse.rclone)"),
+        ("/mnt/c/Users/me", "shared with the host of this machine (9p)"),
+        ("/work/me", "shared with the host of this machine (virtiofs)"),
+    ],
+)
+def test_where_other_machines_may_be_at_the_files_is_said(path: str, reason: str, tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(TABLE)
+    assert f"{path} is " in (said := places.why_not_alone(path, str(table)) or "")
+    assert reason in said
+
+
+@pytest.mark.parametrize("path", ["/var/tmp", "/home/local/me", "/pool/me", "/usb/me", "/homes/me"])
+def test_local_file_systems_are_used(path: str, tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(TABLE)
+    assert places.why_not_alone(path, str(table)) is None
+
+
+@pytest.mark.parametrize("kind", ["9p", "virtiofs"])
+def test_the_root_of_a_machine_is_its_own_whatever_lies_below_it(kind: str, tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(f"22 1 0:20 / / rw - {kind} none rw\n")
+    assert places.why_not_alone("/home/me", str(table)) is None
 
 
 @pytest.fixture

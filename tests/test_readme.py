@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from outtray.cli import COMMANDS
+from outtray.cli import COMMANDS, exits
 from outtray.options import OPTIONS, environment_name
 from outtray.testing import FakeServer
 
@@ -54,6 +54,13 @@ def test_the_table_has_no_option_that_does_not_exist() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_in_the_table(name: str) -> None:
     assert command_row(name) in README
+
+
+def test_the_exit_codes_are_the_table() -> None:
+    table = README[README.index("| code | means |\n") :].partition("\n\n")[0]
+    assert table.splitlines()[2:] == [f"| {code} | {text} |" for code, text in exits.MEANINGS.items()]
+    named = {value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
+    assert named == set(exits.MEANINGS)
 
 
 def test_every_command_that_is_shown_exists() -> None:

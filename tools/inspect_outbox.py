@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from outtray.cli import arguments, output
-from outtray.testing.inspect import Unreadable, find_databases, inspect
+from outtray.outbox.inspect import Unreadable, find_databases, inspect
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ from outtray.delivery import backoff
 from outtray.delivery.flush import flush
 from outtray.outbox import look, store
 from outtray.outbox.files import database_path, newest_generation
-from outtray.testing.inspect import Unreadable, inspect
+from outtray.outbox.inspect import Unreadable, inspect
 
 DESTINATION = "kept"
 TRIES = 3

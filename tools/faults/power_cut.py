@@ -26,8 +26,8 @@ from faults.ext4_volume import Unavailable, Volume
 from faults.power_cut_verdict import Accepted, Cut, Found, Life, Verdict
 from faults.report import Report
 from outtray.options import OPTIONS
+from outtray.outbox.inspect import Unreadable, find_databases, inspect
 from outtray.testing import FakeServer
-from outtray.testing.inspect import Unreadable, find_databases, inspect
 
 SEED = 4
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from faults.programs import FAULTS, Programs, end
 from faults.report import Report
 from faults.soak_child import MARKER
+from outtray.outbox.inspect import Unreadable, inspect
 from outtray.testing import FakeServer
-from outtray.testing.inspect import Unreadable, inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

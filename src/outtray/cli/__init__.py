@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from outtray.cli import output
-from outtray.cli.exits import DONE, INTERRUPTED, IO_ERROR, KEPT, NOT_CONFIGURED, USAGE, UsageError
+from outtray.cli.exits import DONE, INTERRUPTED, IO_ERROR, KEPT, MEANINGS, NOT_CONFIGURED, USAGE, UsageError
 from outtray.cli.output import say
-from outtray.errors import OutboxBusy, OutboxError, SettingsError
+from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, SettingsError
 
 if TYPE_CHECKING:
     import argparse
@@ -35,10 +35,6 @@ COMMANDS = {
 }
 """Name to module and one line of help."""
 
-EPILOG = """exit codes: 0 done; 1 new dead letters, findings of `doctor`, or no such message; 2 usage; 74 the output
-could not be written; 75 kept for later; 78 held or not configured: something must be put right first; 130 interrupted.
-`outtray COMMAND --help` describes a command."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that *argv* (by default the process's own arguments) names and return its exit code."""
@@ -60,8 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OutboxBusy as error:
         say(f"outtray: {error}; try again")
         code = KEPT
+    except OutboxDamaged as error:
+        say(f"outtray: {error}; `outtray doctor` says more")
+        code = NOT_CONFIGURED
     except OutboxError as error:
-        say(f"outtray: {error}; all files were left as they are: put that right and try again")
+        say(f"outtray: {error}; what is stored is kept: put that right and try again")
         code = NOT_CONFIGURED
     except OSError as error:
         output.give_up()
@@ -108,11 +107,12 @@ def _without_command(words: list[str]) -> int:
 
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    codes = "\n".join(f"  {code:3}  {text}" for code, text in MEANINGS.items())
     parser = argparse.ArgumentParser(
         prog="outtray",
         usage="%(prog)s COMMAND [options]",
         description=f"A durable, offline-first out-tray for events.\n\ncommands:\n{commands}",
-        epilog=EPILOG,
+        epilog=f"exit codes:\n{codes}\n\n`outtray COMMAND --help` describes a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -14,7 +14,8 @@ from outtray.delivery.drain import delivery_settings
 from outtray.delivery.lock import DrainLock
 from outtray.errors import OutboxBusy, OutboxError
 from outtray.outbox import erasure, look
-from outtray.outbox.files import drain_lock_path, gate_path, has_outbox
+from outtray.outbox.connection import translated
+from outtray.outbox.files import drain_lock_path, exists, gate_path
 
 if TYPE_CHECKING:
     import argparse
@@ -38,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("choice", nargs="?", choices=tuple(CHOICES), help="what to keep; nothing: only look")
     add_outbox_arguments(parser)
-    add_json_argument(parser, "one JSON object: state, reason and choice; with `off` what was withdrawn, too")
+    add_json_argument(
+        parser,
+        "one JSON object: state, reason, choice; with `off` how many were withdrawn, and whether that is finished",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,12 +51,16 @@ def run(arguments: argparse.Namespace) -> int:
     changed: dict[str, Any] = {}
     code = DONE
     if arguments.choice is not None:
-        erasure.keep_choice(settings.directory, CHOICES[arguments.choice])
+        _keep(settings.directory, CHOICES[arguments.choice])
         drainer = _drainer(settings.directory)
         try:
             changed = _apply(settings, CHOICES[arguments.choice])
         except OutboxBusy as error:
-            _say_unfinished(error)
+            say(
+                f"your choice is kept, but not all is done: {error}. Programs that run may not know it yet, and text "
+                "may be left on the disk: run this again once nobody is in the way"
+            )
+            changed = {"withdrawn": None, "finished": False} if arguments.choice == "off" else {}
             code = KEPT
         except OutboxError:
             say(f"your choice ({arguments.choice}) is kept, but not all is done: run this again once that is put right")
@@ -64,18 +72,29 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
+def _keep(directory: str, choice: str) -> None:
+    """Have the choice on the disk. Raises OutboxError."""
+    try:
+        erasure.keep_choice(directory, choice)
+    except OSError as error:
+        say("your choice could not be kept")
+        exists(directory)  # which says what is wrong with the place, where that is the reason
+        raise translated(error, directory) from error
+
+
 def _apply(settings: Settings, choice: str) -> dict[str, Any]:
     """Have the outbox follow the choice, and return what that did. Raises OutboxError."""
     directory = settings.directory
-    if not os.path.lexists(gate_path(directory)) and not has_outbox(directory):
-        return {"withdrawn": 0} if choice == consent.DENIED else {}  # who makes the outbox reads the choice first
-    with outboxes.opened(settings) as outbox:
-        if choice == consent.DENIED:
+    withdrawn = 0
+    if os.path.lexists(gate_path(directory)) or exists(directory):  # who makes an outbox reads the choice first
+        left_out = outboxes.unread(settings) if choice == consent.DENIED else ""
+        with outboxes.opened(settings) as outbox:
+            if choice != consent.DENIED:
+                erasure.apply_choice(outbox)
+                return {}
             withdrawn = erasure.withdraw(outbox)
-            say(f"{count_text(withdrawn)} that had not been delivered erased")
-            return {"withdrawn": withdrawn}
-        erasure.apply_choice(outbox)
-    return {}
+        say(f"{count_text(withdrawn)} that had not been delivered{left_out} erased")
+    return {"withdrawn": withdrawn, "finished": True} if choice == consent.DENIED else {}
 
 
 def _drainer(directory: str) -> int | None:
@@ -89,14 +108,8 @@ def _drainer(directory: str) -> int | None:
         lock.release()
 
 
-def _say_unfinished(error: OutboxBusy) -> None:
-    say(
-        f"your choice is kept, but not all is done: {error}. Programs that run may not know it yet, and text may be "
-        "left on the disk. Continue or end the process that is in the way, then run this again"
-    )
-
-
 def _show(arguments: argparse.Namespace, settings: Settings, changed: dict[str, Any]) -> None:
+    word = _word_of_host(settings)
     decided = consent.decide(settings, afresh=True)
     choice = consent.stored(settings.directory)
     found = {"app": settings.app, "state": decided.state, "reason": decided.reason, "choice": choice, **changed}
@@ -106,16 +119,18 @@ def _show(arguments: argparse.Namespace, settings: Settings, changed: dict[str, 
         write(f"{settings.app}: {decided.state} ({decided.reason})")
     if choice is not None and not decided.follows_choice:
         say(f"your choice is {choice}, but {decided.reason} comes before it here")
-    word = _word_of_host(settings)
     if word is not None and word != choice:
         say(f"the application itself last said consent={word!r}, which comes before your choice while it runs")
 
 
 def _word_of_host(settings: Settings) -> str | None:
-    """Return what the application passed to `configure` or `Tray` when it last stored something, None for nothing."""
+    """Return what the application passed to `configure` or `Tray` when it last stored something, None for nothing.
+
+    Raises OutboxUnusable where it could never store anything.
+    """
+    if not exists(settings.directory):
+        return None
     try:
-        if not has_outbox(settings.directory):
-            return None
         with look.look(settings.directory) as view:
             word = delivery_settings(view).get("consent")
     except OutboxError as error:

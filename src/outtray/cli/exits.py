@@ -1,18 +1,30 @@
-"""Exit codes, by their names, and the error that stands for wrong arguments."""
+"""Exit codes, by their names and for people, and the error that stands for wrong arguments."""
 
 from __future__ import annotations
 
 DONE = 0
 FINDINGS = 1
-"""New dead letters, findings of an examination, or no such message."""
 USAGE = 2
 IO_ERROR = 74
-"""The output could not be written, or a file not read."""
 KEPT = 75
-"""Kept for later."""
 NOT_CONFIGURED = 78
-"""Held or not configured: something must be put right first."""
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
 INTERRUPTED = 130
+
+MEANINGS = {
+    DONE: "done; also where nothing is to be done, or another program delivers just now",
+    FINDINGS: "something is to be looked at: new dead letters (`flush`), findings (`doctor`), no such message (`show`, "
+    "`retry`), a loss (`demo`)",
+    USAGE: "wrong usage; also where `--yes` is missing, or there are several outboxes and no `--app`",
+    IO_ERROR: "the output could not be written, or a file not be read",
+    KEPT: "kept for later, try again: the receiver cannot be reached, or somebody is in the way",
+    NOT_CONFIGURED: "held, not configured, damaged or unusable: somebody must put something right first",
+    NOT_EXECUTABLE: "`run`: the program cannot be run",
+    NOT_FOUND: "`run`: there is no such program; else `run` ends as the program does",
+    INTERRUPTED: "interrupted (Ctrl-C)",
+}
+"""What each code means, for the README and the help."""
 
 
 class UsageError(Exception):

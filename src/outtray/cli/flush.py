@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from outtray import consent
-from outtray.cli import outboxes, progress
+from outtray.cli import outboxes, processes, progress
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments, count, destination, seconds, setting
 from outtray.cli.exits import DONE, FINDINGS, KEPT, NOT_CONFIGURED
 from outtray.cli.output import age_text, count_text, is_interactive, say, size_text, write, write_json
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = outboxes.chosen(arguments, url=arguments.url, destination=arguments.destination)
     if not chosen:
         folder = resolve({"dir": arguments.dir}).dir
-        if is_interactive() and not arguments.quiet:
+        if arguments.dry_run or (is_interactive() and not arguments.quiet):
             say(f"nothing to deliver: no outbox in {folder}")
         if arguments.json:
             write_json([])
@@ -188,6 +188,8 @@ class _Run:
             progress.shown(settings.app, total, wanted=self._is_talking) as advance,
         ):
             report = flush(outbox, settings, timeout=left, heed_wait=heed_wait, limit=self._room, progress=advance)
+        if _is_busy(report):
+            report = replace(report, reason=str(processes.explained(OutboxBusy(report.reason), settings.directory)))
         if self._room is not None:
             self._room -= min(self._room, report.delivered + report.dead)
         return report
@@ -196,8 +198,14 @@ class _Run:
         report = result.report
         is_old = (result.oldest_pending_age or 0.0) >= self._arguments.warn_after and result.code == KEPT
         is_denied_in_vain = report.outcome == "denied" and not result.pending
-        if self._is_talking or report.dead or is_old or (report.outcome in _TELLING and not is_denied_in_vain):
+        is_telling = _is_busy(report) or (report.outcome in _TELLING and not is_denied_in_vain)
+        if self._is_talking or report.dead or is_old or is_telling:
             say(_line(result))
+
+
+def _is_busy(report: FlushReport) -> bool:
+    """Tell whether it was not the receiver that could not be reached, but the outbox."""
+    return report.outcome == "postponed" and report.wait is None
 
 
 def _added(before: _Result, after: _Result) -> _Result:
@@ -232,7 +240,7 @@ def _advice(report: FlushReport) -> str:
     if report.outcome == "held":
         return "put it right, then try at once with --all"
     if report.outcome == "stalled":
-        return f"continue or end process {report.pid}"
+        return processes.Process(report.pid or 0).advice
     if report.outcome in ("timeout", "limit"):
         return "run it again for the rest"
     return ""

@@ -10,8 +10,9 @@ from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments
 from outtray.cli.exits import DONE, UsageError
 from outtray.cli.output import count_text, say, write_json
+from outtray.errors import OutboxDamaged
 from outtray.outbox import erasure
-from outtray.outbox.files import has_outbox
+from outtray.outbox.files import exists
 
 if TYPE_CHECKING:
     import argparse
@@ -36,28 +37,31 @@ def run(arguments: argparse.Namespace) -> int:
     """Erase and say what went. Returns the exit code; raises OutboxError, OSError, UsageError without --yes."""
     settings = outboxes.the_application(arguments)
     has_id = os.path.lexists(os.path.join(settings.directory, identity.FILE_NAME))
+    rest = f"{' and the client id' if has_id else ''} of {settings.app!r}{outboxes.unread(settings)}"
     if arguments.dry_run or not arguments.yes:
-        waiting = _count(settings)
-        what = f"{count_text(waiting)}{' and the client id' if has_id else ''} of {settings.app!r}"
+        count = _count(settings)
         if not arguments.dry_run:
-            raise UsageError(f"{what} would be erased for good: add --yes if you mean it")
-        _report(arguments, settings, forgotten=0, would_forget=waiting)
-        say(f"{what} would be erased")
+            raise UsageError(f"{count_text(count)}{rest} would be erased for good: add --yes if you mean it")
+        _report(arguments, settings, forgotten=0, would_forget=count)
+        say(f"{count_text(count)}{rest} would be erased")
         return DONE
     forgotten = 0
-    if has_outbox(settings.directory):
+    if exists(settings.directory):
         with outboxes.opened(settings) as outbox:
             forgotten = erasure.forget(outbox)
     else:
         identity.reset(settings.directory)
     _report(arguments, settings, forgotten=forgotten, would_forget=forgotten)
-    say(f"{count_text(forgotten)}{' and the client id' if has_id else ''} of {settings.app!r} erased")
+    say(f"{count_text(forgotten)}{rest} erased")
     return DONE
 
 
 def _count(settings: Settings) -> int:
-    """Count without writing; a message counts once, however many destinations it has."""
-    return len({message.id for message in outboxes.newest_first(settings)})
+    """Count without writing; a message counts once, however many destinations it has, and one in a damaged file not."""
+    try:
+        return len({message.id for message in outboxes.newest_first(settings)})
+    except OutboxDamaged:
+        return 0
 
 
 def _report(arguments: argparse.Namespace, settings: Settings, *, forgotten: int, would_forget: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from outtray.cli.arguments import setting
@@ -13,13 +13,15 @@ from outtray.cli.exits import UsageError
 from outtray.cli.output import say
 from outtray.consent import stored
 from outtray.delivery.drain import delivery_settings
+from outtray.delivery.status import unsalvaged
+from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
 from outtray.outbox import look, store
 from outtray.outbox.connection import translated
 from outtray.outbox.files import exists, has_outbox
 from outtray.settings import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from outtray.outbox.look import StoredMessage
     from outtray.outbox.store import Outbox
@@ -42,6 +44,20 @@ def chosen(arguments: argparse.Namespace, **options: Any) -> list[Settings]:
     if base.sources["app"] == "default" and (names := apps(base.dir)):
         return [resolve({"app": app, **options}) for app in names]
     return [base] if exists(base.directory) else []
+
+
+def to_examine(arguments: argparse.Namespace) -> list[Settings]:
+    """Return the settings of the app that was named, else of all that has, or had, or should have, an outbox.
+
+    That is more than `chosen`: also a link, what is left of an outbox, and one of a newer release. Raises
+    OutboxUnusable where there is none of it, and could never be one.
+    """
+    base = resolve({"app": arguments.app, "dir": arguments.dir})
+    if base.sources["app"] == "default":
+        found = [resolve({"app": app, "dir": arguments.dir}) for app in _apps(base.dir, _has_traces)]
+    else:
+        found = [base] if os.path.lexists(base.directory) else []
+    return found or ([base] if exists(base.directory) else [])
 
 
 def the_one(arguments: argparse.Namespace) -> Settings:
@@ -82,13 +98,7 @@ def apps(folder: str, *, or_choice: bool = False) -> list[str]:
 
     With *or_choice* also of those that have only the user's choice of consent. Raises OutboxError.
     """
-    if not os.path.isdir(folder):
-        return []
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise translated(error, folder) from error
-    return sorted(name for name in names if _is_app(name) and _is_there(os.path.join(folder, name), or_choice))
+    return _apps(folder, lambda directory: has_outbox(directory) or (or_choice and stored(directory) is not None))
 
 
 def effective(settings: Settings) -> Settings:
@@ -130,21 +140,55 @@ def find(settings: Settings, id: str) -> list[StoredMessage]:
     return list(newest_first(settings, message_id=id))
 
 
+def unread(settings: Settings) -> str:
+    """Return words for what a count of messages leaves out, "" where that is nothing, or cannot be told.
+
+    Raises OutboxUnusable where there could never be an outbox.
+    """
+    if not exists(settings.directory):
+        return ""
+    try:
+        with look.look(settings.directory) as view:
+            is_all = not unsalvaged(settings.directory, view)
+    except OutboxError as error:  # whoever goes on will say what else is wrong
+        is_all = not isinstance(error, OutboxDamaged)
+    return "" if is_all else " and what damaged files hold (not counted)"
+
+
 @contextmanager
 def opened(settings: Settings) -> Iterator[Outbox]:
-    """Give the outbox for changing it, and close it afterwards. Raises OutboxError."""
-    outbox = store.of(settings)
+    """Give the outbox for changing it, and close it afterwards. Raises OutboxError; a busy one with who keeps it."""
     try:
-        yield outbox
-    finally:
-        outbox.close()
+        with closing(store.of(settings)) as outbox:
+            yield outbox
+    except OutboxBusy as error:
+        from outtray.cli import processes
+
+        raise processes.explained(error, settings.directory) from error
 
 
-def _is_there(directory: str, or_choice: bool) -> bool:
+def _apps(folder: str, is_one: Callable[[str], bool]) -> list[str]:
+    """Return the names in *folder* that can be an app's and whose directory *is_one*, sorted. Raises OutboxError."""
+    if not os.path.isdir(folder):
+        return []
     try:
-        return has_outbox(directory) or (or_choice and stored(directory) is not None)
+        names = os.listdir(folder)
+    except OSError as error:
+        raise translated(error, folder) from error
+    return sorted(name for name in names if _is_app(name) and _is(is_one, os.path.join(folder, name)))
+
+
+def _is(is_one: Callable[[str], bool], directory: str) -> bool:
+    try:
+        return is_one(directory)
     except OSError:
         return True  # whoever uses it will say what is wrong with it
+
+
+def _has_traces(directory: str) -> bool:
+    if os.path.islink(directory):
+        return True
+    return os.path.isdir(directory) and any(name.startswith("outbox-") for name in os.listdir(directory))
 
 
 def _is_app(name: str) -> bool:

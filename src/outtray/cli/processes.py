@@ -7,8 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from outtray.delivery.lock import DrainLock
+from outtray.errors import OutboxBusy
 from outtray.outbox.filelock import FileLock
-from outtray.outbox.files import drain_lock_path
+from outtray.outbox.files import drain_lock_path, gate_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ class Process:
     def __str__(self) -> str:
         if not self.pid:
             return "some process"
-        words = {"T": ", which is stopped", "t": ", which is stopped by a debugger", None: ", which has ended"}
+        words = {"T": " (stopped)", "t": " (stopped by a debugger)", None: " (it has ended)"}
         return f"process {self.pid}{words.get(self.state, '')}"
 
     @property
@@ -43,15 +44,15 @@ class Process:
         """What to do about it where it is in the way."""
         if self.is_stopped:
             return f"continue it (kill -CONT {self.pid}) or end it (kill {self.pid}; kill -CONT {self.pid})"
-        return "wait, or look at what it does" if self.pid else "see which programs use this outbox"
+        return f"wait, or look at what process {self.pid} does" if self.pid else "see which programs use this outbox"
 
 
-def holder(path: str, *, otherwise: Callable[[], int]) -> Process | None:
-    """Return who keeps the lock on the file *path*, None if it is free or given back soon.
+def holder(path: str, *, otherwise: Callable[[], int], patience: float = PATIENCE) -> Process | None:
+    """Return who keeps the lock on the file *path*, None if it is free, or given back within *patience* (seconds).
 
     Where the system does not tell who has it, it is the pid that *otherwise* returns. Raises OSError.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     lock = FileLock(path)
     lock.open(create=False)
     try:
@@ -63,6 +64,15 @@ def holder(path: str, *, otherwise: Callable[[], int]) -> Process | None:
     finally:
         lock.close()
     return None
+
+
+def explained(error: OutboxBusy, directory: str) -> OutboxBusy:
+    """Return *error* with who keeps the gate of *directory*, and what to do about that; as it is where nobody does."""
+    try:
+        process = holder(gate_path(directory), otherwise=lambda: 0, patience=0.0)  # the deadline has passed already
+    except OSError:  # the gate is gone, or not for this user
+        return error
+    return error if process is None else OutboxBusy(f"{error}; {process} keeps the gate: {process.advice}")
 
 
 def drainer(directory: str) -> tuple[Process, bool] | None:

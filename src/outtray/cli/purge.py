@@ -41,14 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Purge and say how many. Returns the exit code; raises OutboxError, UsageError where --yes is missing."""
     settings = outboxes.the_one(arguments)
     state = arguments.state
-    if arguments.dry_run:
+    is_asked = state != "delivered"  # only such messages come back from damaged files, and are purged then
+    if arguments.dry_run or (is_asked and not arguments.yes):
         count = _count(settings, state, arguments.before)
+        what = count_text(count, f"{state} message") + (outboxes.unread(settings) if is_asked else "")
+        if not arguments.dry_run:
+            raise UsageError(f"{what} would be lost for good: add --yes if you mean it")
         _report(arguments, settings, removed=0, would_remove=count)
-        say(f"{count_text(count, f'{state} message')} would be deleted")
+        say(f"{what} would be deleted")
         return DONE
-    if state != "delivered" and not arguments.yes:
-        count = _count(settings, state, arguments.before)
-        raise UsageError(f"{count_text(count, f'{state} message')} would be lost for good: add --yes if you mean it")
     removed = 0
     if exists(settings.directory):
         with outboxes.opened(outboxes.effective(settings)) as outbox:

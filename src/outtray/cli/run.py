@@ -11,7 +11,7 @@ import sys
 
 from outtray import bridges
 from outtray.cli.arguments import destination, setting
-from outtray.cli.exits import UsageError
+from outtray.cli.exits import NOT_EXECUTABLE, NOT_FOUND, UsageError
 from outtray.cli.output import say
 
 HELP = """Run a program that knows nothing of outtray with a bridge installed: ZenML's own analytics go to the outbox.
@@ -24,9 +24,6 @@ AUTOLOAD = os.path.join(os.path.dirname(os.path.abspath(bridges.__file__)), "aut
 
 APP = "zenml"
 """Application of the program's messages where nobody names one."""
-
-NOT_EXECUTABLE, NOT_FOUND = 126, 127
-"""Exit codes, as a shell has them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

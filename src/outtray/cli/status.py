@@ -38,6 +38,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     rows = [
         ("app", found["app"]),
         ("pending", _pending(found)),
+        *([("unsalvaged", _unsalvaged(found))] if found["unsalvaged"] else []),
         *((state, str(found[state])) for state in ("deferred", "delivered")),
         ("dead", _dead(found)),
         *((state, str(found[state])) for state in ("local", "refused")),
@@ -54,6 +55,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
 def _pending(found: dict[str, Any]) -> str:
     age = found["oldest_pending_age"]
     return str(found["pending"]) + ("" if age is None else f", the oldest for {age_text(age)}")
+
+
+def _unsalvaged(found: dict[str, Any]) -> str:
+    return f"{count_text(found['unsalvaged'], 'damaged file')}, not brought back yet"
 
 
 def _dead(found: dict[str, Any]) -> str:

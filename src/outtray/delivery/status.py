@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from outtray import consent
 from outtray.delivery.drain import delivery_settings, required_key
 from outtray.errors import SettingsError
-from outtray.outbox import look
-from outtray.outbox.files import exists
+from outtray.outbox import look, places
+from outtray.outbox.files import exists, generations, kept_wals
 from outtray.outbox.records import Cursor
 from outtray.settings import without_credentials
 
@@ -21,10 +22,13 @@ REFUSED = ("busy", "damaged", "disk_full", "error", "full", "too_large", "unusab
 """The ledger's reasons that mean: a call returned False and nothing was stored."""
 
 
-def _of_outbox(counts: look.Counts, cursor: Cursor, oldest_at: float | None, ledger: dict[str, int]) -> dict[str, Any]:
+def _of_outbox(
+    counts: look.Counts, cursor: Cursor, oldest_at: float | None, ledger: dict[str, int], unsalvaged: int
+) -> dict[str, Any]:
     """Return the part of the status that the outbox itself knows."""
     return {
         **asdict(counts),
+        "unsalvaged": unsalvaged,
         "refused": sum(ledger.get(reason, 0) for reason in REFUSED),
         "oldest_pending_age": None if oldest_at is None else max(0.0, time.time() - oldest_at),
         "next_attempt_at": cursor.next_attempt_at if counts.pending else None,
@@ -35,7 +39,7 @@ def _of_outbox(counts: look.Counts, cursor: Cursor, oldest_at: float | None, led
     }
 
 
-EMPTY = _of_outbox(look.Counts(), Cursor(), None, {})
+EMPTY = _of_outbox(look.Counts(), Cursor(), None, {}, 0)
 
 
 def status(settings: Settings) -> dict[str, Any]:
@@ -50,7 +54,8 @@ def status(settings: Settings) -> dict[str, Any]:
             stored = delivery_settings(view)
             settings = settings.over(stored)
             name = settings.destination
-            found = _of_outbox(view.counts(name), view.cursor(name), view.oldest_pending_at(name), view.ledger())
+            counts, cursor, left = view.counts(name), view.cursor(name), unsalvaged(settings.directory, view)
+            found = _of_outbox(counts, cursor, view.oldest_pending_at(name), view.ledger(), left)
         size = look.size(settings.directory)
     result = {
         "app": settings.app,
@@ -65,16 +70,34 @@ def status(settings: Settings) -> dict[str, Any]:
     return {**result, "why": why(result)}
 
 
+def unsalvaged(directory: str, view: look.Look) -> int:
+    """Return how many damaged files hold messages that were not brought back yet. Raises OutboxError, OSError."""
+    if generations(directory) == [view.generation] and not kept_wals(directory, view.generation):
+        return 0  # at a glance, as nearly always
+    from outtray.outbox import recovery
+
+    return len(recovery.waiting(directory, view.generation, view.meta))
+
+
 def why(found: dict[str, Any]) -> str:
     """Return the line that answers "why is nothing being sent?"."""
+    is_granted = found["consent"]["state"] == consent.GRANTED
+    count = found["unsalvaged"]
+    if not count:
+        return _why_pending(found, is_granted)
+    files = f"{count} damaged file{'s' if count != 1 else ''} may hold messages that wait"
+    when = "the next `python -m outtray flush` brings them back" + ("" if is_granted else " once consent is granted")
+    return (f"{_why_pending(found, is_granted)}; " if found["pending"] else "") + f"{files}: {when}"
+
+
+def _why_pending(found: dict[str, Any], is_granted: bool) -> str:
     waiting = found["pending"]
     if not waiting:
         kept = ", ".join(f"{found[state]} {state}" for state in ("deferred", "dead", "local") if found[state])
         return "nothing is waiting" + (f" to be sent; kept: {kept}" if kept else "")
     messages = f"{waiting} message{'s' if waiting != 1 else ''} waiting"
-    agreed = found["consent"]
-    if agreed["state"] != consent.GRANTED:
-        return f"{messages}: consent is {agreed['state']} ({agreed['reason']})"
+    if not is_granted:
+        return f"{messages}: consent is {found['consent']['state']} ({found['consent']['reason']})"
     if found["not_configured"]:
         return f"{messages}: {found['not_configured']}"
     if found["held"]:
@@ -88,6 +111,8 @@ def why(found: dict[str, Any]) -> str:
 
 
 def _missing(settings: Settings, needs_key: bool) -> str | None:
+    if os.path.isdir(settings.directory) and (refused := places.refusal(settings.directory)) is not None:
+        return ": ".join(refused)
     if settings.url is None:
         return "no url is set (configure(url=...), OUTTRAY_URL or --url)"
     try:

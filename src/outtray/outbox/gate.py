@@ -246,7 +246,7 @@ class Gate:
 
     def _holder(self) -> str:
         header = self.read()
-        return f"another process (last written by {header.pid})" if header else "another process"
+        return "another process" + (f" (process {header.pid} passed it last)" if header and header.pid else "")
 
 
 def _is_on_stack(frame: FrameType) -> bool:

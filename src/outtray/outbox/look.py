@@ -71,10 +71,11 @@ class Page:
 
 
 class Look:
-    """What one reading *connection* shows; *last_id* is the newest id ever given."""
+    """What one reading *connection* shows of the file of *generation*; *last_id* is the newest id ever given."""
 
-    def __init__(self, connection: sqlite3.Connection, last_id: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, generation: int, last_id: int) -> None:
         self._execute = connection.execute
+        self.generation = generation
         self.last_id = last_id
 
     def destinations(self) -> list[str]:
@@ -197,14 +198,13 @@ def look(directory: str) -> Iterator[Look]:
         connection = open_for_reading(path, immutable=is_still and not has_log)
         try:
             highest = connection.execute(sql.HIGHEST_ID).fetchone()[0]
-            yield Look(connection, max(header.last_id if header else 0, highest))
+            yield Look(connection, number, max(header.last_id if header else 0, highest))
         finally:
             connection.close()
     except (sqlite3.Error, DamageFound, UnicodeDecodeError) as error:
         if isinstance(error, (DamageFound, UnicodeDecodeError)) or is_damage(error):
             raise OutboxDamaged(
-                f"{path} is damaged ({error}); looking changes nothing: the next message goes to a new file, and the "
-                "next flush saves what it can"
+                f"{path} is damaged ({error}); the next flush goes on in a new file and brings back what it can"
             ) from error
         raise translated(error, path) from error
     finally:

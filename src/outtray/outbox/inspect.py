@@ -40,6 +40,9 @@ TRIES = 3
 TORN = "it was written to while it was copied: what is shown may be torn"
 """The problem of a copy that may not be what the files are."""
 
+OF_MESSAGES = ("messages without their checksum", "messages with another message_id or event than their body")
+"""How the problems of single messages begin."""
+
 BAD_HEADER = "the header of the gate is damaged; outtray rebuilds it from the database"
 """The problem of a gate that says nothing."""
 
@@ -72,8 +75,8 @@ def inspect(path: str, *, messages: int = 0) -> dict[str, Any]:
 
     The keys: `path, format {major, minor, application_id}, generation, wal_bytes, header, messages {count, first_id,
     last_id}, states {destination: {state: count}}, cursors, ledger, meta, integrity, damaged {count, ids}, mismatched
-    {count, ids}, wrong_cursors, missing, unaccounted, newest, problems`. What could not be read is None, and `problems`
-    says why; an empty `problems` means a sound outbox.
+    {count, ids}, wrong_cursors, wrong_marks, missing, unaccounted, newest, problems`. What could not be read is None,
+    and `problems` says why; an empty `problems` means a sound outbox.
     Raises Unreadable if it is no outbox at all, OSError.
     """
     problems: list[str] = []
@@ -128,10 +131,11 @@ class _Inspection:
             "meta": self._rows("what it knows of itself", sql.ALL_META, dict),
             "integrity": self._integrity(),
             **self._bodies(),
-            "wrong_cursors": self._marks(),
+            "wrong_cursors": self._wrong_cursors(),
+            "wrong_marks": self._wrong_marks(),
             "unaccounted": self._unaccounted(),
             "missing": self._missing(header, generation),
-            "newest": self._newest(messages),
+            "newest": self._newest(generation or 0, messages),
             "problems": self._problems,
         }
 
@@ -162,23 +166,25 @@ class _Inspection:
             self._problems.append(f"the checksums cannot all be compared: {error}")
             return {"damaged": None, "mismatched": None}
         if damaged:
-            self._problems.append(f"{len(damaged)} messages do not have their checksum, the first is {damaged[0]}")
+            self._problems.append(f"{OF_MESSAGES[0]}: {len(damaged)}, the first is {damaged[0]}")
         if mismatched:
-            self._problems.append(
-                f"{len(mismatched)} messages have another message_id or event than their body, the first is "
-                f"{mismatched[0]}"
-            )
+            self._problems.append(f"{OF_MESSAGES[1]}: {len(mismatched)}, the first is {mismatched[0]}")
         return {
             "damaged": {"count": len(damaged), "ids": damaged},
             "mismatched": {"count": len(mismatched), "ids": mismatched},
         }
 
-    def _marks(self) -> list[str] | None:
-        """Return the destinations whose cursor is not what its mirror says; looks at the states of marks, too."""
+    def _wrong_cursors(self) -> list[str] | None:
+        """Return the destinations whose cursor is not what its mirror says."""
         wrong: list[str] | None = self._rows("cursors", sql.WRONG_CURSORS, lambda rows: [row[0] for row in rows])
         for destination in wrong or []:
             self._problems.append(f"the cursor of {destination!r} is not what its mirror says")
-        for (state,) in self._rows("marks", sql.UNKNOWN_STATES, list) or []:
+        return wrong
+
+    def _wrong_marks(self) -> list[str] | None:
+        """Return the states that messages are marked with though there are none such."""
+        wrong: list[str] | None = self._rows("marks", sql.UNKNOWN_STATES, lambda rows: [row[0] for row in rows])
+        for state in wrong or []:
             self._problems.append(f"messages are marked with the state {state!r}, which there is not")
         return wrong
 
@@ -188,7 +194,7 @@ class _Inspection:
             "gaps", sql.UNACCOUNTED, lambda rows: max(0, int(rows[0][0])) if rows and rows[0][0] is not None else 0
         )
         if count:
-            self._problems.append(f"{count} ids have no message though none of them was removed")
+            self._problems.append(f"ids that have no message, though none of them was removed: {count}")
         return count
 
     def _missing(self, header: dict[str, Any] | None, generation: int | None) -> int | None:
@@ -200,14 +206,14 @@ class _Inspection:
             return None
         missing = max(0, int(header["last_id"]) - highest)
         if missing:
-            self._problems.append(f"{missing} messages that the header knows of are not in the database")
+            self._problems.append(f"messages that the header knows of, and that are not in the database: {missing}")
         return missing
 
-    def _newest(self, count: int) -> list[dict[str, Any]] | None:
+    def _newest(self, generation: int, count: int) -> list[dict[str, Any]] | None:
         if not count:
             return []
         try:
-            return [each.to_dict() for each in Look(self._connection, 0).page(limit=count)]
+            return [each.to_dict() for each in Look(self._connection, generation, 0).page(limit=count)]
         except sqlite3.DatabaseError as error:
             self._problems.append(f"the newest messages cannot be read: {error}")
             return None
@@ -284,7 +290,7 @@ def _copy(path: str, folder: str, problems: list[str]) -> str:
 
 
 def _copy_if_there(path: str, copy: str) -> None:
-    if os.path.exists(path):
+    if os.path.isfile(path):
         shutil.copyfile(path, copy)
     elif os.path.exists(copy):
         os.unlink(copy)  # of an earlier try
