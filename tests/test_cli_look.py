@@ -177,7 +177,7 @@ def test_status_says_where_nothing_will_be_delivered_from_here(home: Path, capsy
 
 def test_status_reads_no_damaged_file_and_loads_nothing_for_it(run_python: Run) -> None:
     fill("sound", 1)
-    code = "import sys; from outtray.cli import main; main(['status']); print('outtray.outbox.recovery' in sys.modules)"
+    code = "import sys; from outtray.cli import main; main(['status']); print('outtray.outbox.sources' in sys.modules)"
     assert run_python("-c", code).stdout.splitlines()[-1] == "False"
 
 

@@ -42,6 +42,7 @@ ORDER = (
     "outbox.database",
     "outbox.store",
     "outbox.pages",
+    "outbox.sources",
     "outbox.recovery",
     "outbox.upkeep",
     "outbox.erasure",

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import outtray
-from outtray.outbox import erasure, recovery, store, upkeep
+from outtray.outbox import erasure, recovery, sources, store, upkeep
 from outtray.outbox.generation import SALVAGED
 from outtray.outbox.records import Mark
 from outtray.testing import FakeServer
@@ -294,7 +294,7 @@ def test_a_second_accident_is_read_though_the_log_of_the_first_was_cleared_away(
     lose_all_behind(50)
     world.numbers = 100
     world.flush()
-    recovery.clear_away(world.outbox, retention=0)
+    sources.clear_away(world.outbox, retention=0)
     assert not list(world.directory.glob("*.lost-wal"))
     world.tray.close()
     run_python("-c", LEFT_BY_A_KILL, world.server.url, "100", "100")
@@ -329,6 +329,19 @@ def test_a_damaged_header_beside_a_damaged_database_begins_the_next_generation(w
     assert world.received() == list(range(SETTLED, SETTLED + WAITING + 1))
     assert world.generation() == 1
     assert world.states()[DEAD] == ("dead", "too odd")
+
+
+def test_a_message_whose_mark_cannot_be_read_any_more_is_sent_and_not_lost(world: World) -> None:
+    world.fill()
+    world.tray.close()
+    with edited(world.database()) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("UPDATE exceptions SET state = 'd\x01ad' WHERE id = ?", (DEAD,))
+    header_page(world.database())
+    world.track(1)
+    world.flush()
+    assert world.received() == [DEAD - 1, *range(SETTLED, SETTLED + WAITING + 1)]
+    assert world.ledger().get("lost", 0) == 0
 
 
 def test_the_third_damage_in_a_row_still_gives_everything_back(world: World) -> None:

@@ -11,7 +11,7 @@ from outtray.cli.examination import NOT_EXAMINED
 from outtray.cli.output import age_text, count_text, size_text
 from outtray.delivery.drain import read_delivery_settings
 from outtray.errors import Postponed
-from outtray.outbox import recovery
+from outtray.outbox import sources
 from outtray.outbox.files import database_path, is_blank
 from outtray.outbox.generation import is_missing
 from outtray.outbox.inspect import BAD_HEADER, OF_MESSAGES, TORN, Unreadable, inspect
@@ -132,9 +132,9 @@ class ExaminedContent:
         return f"{size_text(size)} of write-ahead log"
 
     def _recovery(self) -> str:
-        found = recovery.sources(self._directory, self._examination.generation)
+        found = sources.sources(self._directory, self._examination.generation)
         generation = self._examination.generation
-        waiting = [source.name for source in recovery.waiting(self._directory, generation, self._meta().get)]
+        waiting = [source.name for source in sources.waiting(self._directory, generation, self._meta().get)]
         if waiting and self._unreadable is not None:
             return f"{NOT_EXAMINED}the content, which tells what was brought back, cannot be read"
         if waiting:

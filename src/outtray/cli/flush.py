@@ -14,7 +14,7 @@ from outtray.cli.exits import DONE, FINDINGS, KEPT, NOT_CONFIGURED
 from outtray.cli.output import age_text, count_text, is_interactive, say, size_text, write, write_json
 from outtray.delivery.status import status
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, SettingsError
-from outtray.outbox import erasure, look, recovery
+from outtray.outbox import erasure, look, sources
 from outtray.outbox.files import exists, newest_generation
 from outtray.settings import resolve
 
@@ -262,7 +262,7 @@ def _dry_run(arguments: argparse.Namespace, chosen: list[Settings]) -> int:
 def _has_damaged_files(settings: Settings) -> bool:
     """Tell whether there are files that a delivery brings messages back from, or did not long ago. Raises OSError."""
     directory = settings.directory
-    return os.path.isdir(directory) and bool(recovery.sources(directory, newest_generation(directory)))
+    return os.path.isdir(directory) and bool(sources.sources(directory, newest_generation(directory)))
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:

@@ -74,9 +74,9 @@ def unsalvaged(directory: str, view: look.Look) -> int:
     """Return how many damaged files hold messages that were not brought back yet. Raises OutboxError, OSError."""
     if generations(directory) == [view.generation] and not kept_wals(directory, view.generation):
         return 0  # at a glance, as nearly always
-    from outtray.outbox import recovery
+    from outtray.outbox import sources
 
-    return len(recovery.waiting(directory, view.generation, view.meta))
+    return len(sources.waiting(directory, view.generation, view.meta))
 
 
 def why(found: dict[str, Any]) -> str:

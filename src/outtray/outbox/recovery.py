@@ -1,20 +1,17 @@
 """Bringing back what waits in damaged files: under its own ids, and so in its place; each source once.
 
-Sources are the databases of older generations, which nobody writes any more, and the write-ahead logs that were set
-aside. They are read byte by byte, and what they hold counts only with its checksum.
+They are read byte by byte, as nobody writes them any more, and what they hold counts only with its checksum.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from outtray import consent, journal
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
-from outtray.outbox import pages, sql
-from outtray.outbox.files import database_path, generations, kept_wals
+from outtray.outbox import pages, sources, sql
 from outtray.outbox.generation import LEFT, SALVAGED, base_id, numbers
 from outtray.outbox.records import checksum, is_intact
 from outtray.outbox.transaction import BYTES_UNDER_THE_GATE, ERASING, ROWS_UNDER_THE_GATE
@@ -32,62 +29,6 @@ CARRIED_OVER = ("retry", "deferred", "dead", "local")
 """States in `exceptions` of messages that are kept or still to be sent."""
 
 
-class Source:
-    """The database of a generation that *is_left*, with its *wals*, oldest first; or one log of the generation in use.
-
-    *path* is that of the database; *database* is the same, None where there is none to read.
-    """
-
-    def __init__(self, generation: int, path: str, wals: list[str], *, is_left: bool) -> None:
-        self.generation = generation
-        self.path = path
-        self.database = path if is_left and os.path.isfile(path) else None
-        self.wals = wals
-        self.is_left = is_left
-
-    @property
-    def name(self) -> str:
-        """What the source is called in `SALVAGED`, and to people."""
-        return os.path.basename(self.path if self.is_left else self.wals[0])
-
-    @property
-    def files(self) -> list[str]:
-        """The paths of all its files."""
-        own = [self.path, f"{self.path}-wal", f"{self.path}-shm"] if self.is_left else []
-        return [path for path in dict.fromkeys([*own, *self.wals]) if os.path.isfile(path)]
-
-    def newest(self) -> Iterator[pages.Record]:
-        """Give the records of the newest image of each page."""
-        return pages.records(self.database, self.wals[-1] if self.wals else None, newest_only=True)
-
-    def all(self) -> Iterator[pages.Record]:
-        """Give the records of all images of all pages, also those that SQLite would not show any more."""
-        yield from pages.records(self.database, self.wals[0] if self.wals else None)
-        for wal in self.wals[1:]:
-            yield from pages.records(None, wal)
-
-
-def sources(directory: str, generation: int) -> list[Source]:
-    """Return the damaged files in *directory*, where *generation* is in use, newest first. Raises OSError."""
-    found = []
-    for number in reversed(generations(directory)):
-        path = database_path(directory, number)
-        wals = kept_wals(directory, number)
-        if number < generation:
-            log = [f"{path}-wal"] if os.path.isfile(f"{path}-wal") and not wals else []
-            found.append(Source(number, path, wals + log, is_left=True))
-        elif number == generation:
-            found += [Source(number, path, [wal], is_left=False) for wal in wals]
-    return [source for source in found if source.database or source.wals]
-
-
-def waiting(directory: str, generation: int, meta: Callable[[str], str | None]) -> list[Source]:
-    """Return the sources that were not brought back yet; *meta* is that of the outbox. Raises OutboxError, OSError."""
-    found = sources(directory, generation)
-    read = numbers(meta(SALVAGED)) if found else {}
-    return [source for source in found if source.name not in read]
-
-
 def salvage(outbox: Outbox, go_on: Callable[[], bool] = lambda: True) -> int:
     """Bring back what waits in damaged files and return how many messages.
 
@@ -97,7 +38,7 @@ def salvage(outbox: Outbox, go_on: Callable[[], bool] = lambda: True) -> int:
     if consent.stored(outbox.directory) == consent.DENIED:
         return 0
     saved = 0
-    while left := waiting(outbox.directory, outbox.header().generation, outbox.meta):
+    while left := sources.waiting(outbox.directory, outbox.header().generation, outbox.meta):
         source = left[0]  # which may know that it had what is in older ones
         count, lost = _Salvage(outbox, source, go_on).run()
         saved += count
@@ -118,19 +59,6 @@ def salvage_if_possible(outbox: Outbox, go_on: Callable[[], bool]) -> None:
         raise
     except (OutboxError, OSError) as error:
         journal.failed("saving what waits in a damaged file", error)
-
-
-def clear_away(outbox: Outbox, *, retention: float) -> None:
-    """Delete the files of sources that were brought back more than *retention* seconds ago.
-
-    Raises OutboxError, OSError.
-    """
-    found = sources(outbox.directory, outbox.header().generation)
-    read = numbers(outbox.meta(SALVAGED)) if found else {}
-    for source in found:
-        if read.get(source.name, float("inf")) <= time.time() - retention:
-            for path in source.files:
-                os.unlink(path)
 
 
 class _State:
@@ -154,9 +82,9 @@ class _State:
                 case (bytes(name), int(id), int(state), *_, int(mirror)) if len(record.values) == 10 and mirror == -id:
                     self.cursors[_text(name)] = (id, state)
                 case (bytes(name), int(id), bytes(state), *rest) if len(record.values) == 8:
-                    self.marks[_text(name), id] = (_text(state), *rest)
+                    self.marks[_text(name), id] = (_state(state), *rest)
                 case (bytes(state), bytes(name), int(id)):
-                    indexed[_text(name), id] = _text(state)
+                    indexed[_text(name), id] = _state(state)
         self._compare(indexed)
 
     def _compare(self, indexed: dict[tuple[str, int], str]) -> None:
@@ -173,7 +101,7 @@ class _State:
 class _Salvage:
     """Brings one source back, in slices under the gate. A message is taken whose id no other message has, or had."""
 
-    def __init__(self, outbox: Outbox, source: Source, go_on: Callable[[], bool]) -> None:
+    def __init__(self, outbox: Outbox, source: sources.Source, go_on: Callable[[], bool]) -> None:
         self._outbox = outbox
         self._source = source
         self._go_on = go_on
@@ -333,6 +261,12 @@ class _Salvage:
 def _meta(transaction: Transaction, key: str) -> str | None:
     row = transaction.execute(sql.META, (key,)).fetchone()
     return row[0] if row else None
+
+
+def _state(data: bytes) -> str:
+    """Return the state of a mark; what it can no longer be read from was rather not delivered than lost."""
+    state = _text(data)
+    return state if state in (*CARRIED_OVER, "delivered") else "retry"
 
 
 def _text(data: bytes) -> str:

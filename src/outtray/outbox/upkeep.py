@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from outtray.outbox import recovery, sql
+from outtray.outbox import recovery, sources, sql
 from outtray.outbox.transaction import ROWS_UNDER_THE_GATE
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ def tidy(outbox: Outbox, *, retention: float) -> None:
     Raises OutboxError, OSError.
     """
     prune(outbox, retention=retention)
-    recovery.clear_away(outbox, retention=retention)
+    sources.clear_away(outbox, retention=retention)
     outbox.fill_reserve()
 
 
@@ -75,14 +75,9 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
             removed += len(gone)
             ids = ids[len(gone) :]
     if removed and state != "delivered":
-        recovery.clear_away(outbox, retention=0)
+        sources.clear_away(outbox, retention=0)
         outbox.empty_wal()
     return removed
-
-
-def count_purgeable(outbox: Outbox, *, state: str, before: float) -> int:
-    """Return how many messages `purge` would delete."""
-    return sum(len(ids) for ids in _slices_in_state(outbox, state, before))
 
 
 def retry(outbox: Outbox, destination: str, *, ids: list[int] | None = None, reason: str | None = None) -> int:
