@@ -438,3 +438,18 @@ def test_the_outbox_is_closed_after_a_flush(server: FakeServer, home: Path, run_
     assert main(["flush"]) == 0
     assert not (folder / "outbox-1-0.db-wal").exists()
     assert len(server.received) == 1
+
+
+def test_a_flush_keeps_to_the_bound_that_the_program_has_set(
+    server: FakeServer, run_python: Run, capsys: Capture
+) -> None:
+    code = (
+        "import sys, outtray\n"
+        "outtray.configure(app='a', url=sys.argv[1], flush='manual', max_bytes=2_000_000, max_batch_count=10)\n"
+        "for n in range(100): assert outtray.track('event', {'text': 'x' * 5000})\n"
+    )
+    run_python("-c", code, server.url)
+    assert only(reports(capsys))["delivered"] == 100
+    assert main(["list", "--json", "--limit", "1000"]) == 0
+    left = len(capsys.readouterr().out.splitlines())
+    assert 0 < left <= 60, "what was delivered takes an eighth of the bound, and a batch"

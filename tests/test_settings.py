@@ -133,7 +133,9 @@ def test_the_app_comes_from_the_environment_where_nobody_says_it(
 def test_stored_nonsense_of_another_release_is_passed_over() -> None:
     values = outtray.Tray(app="mine").settings
     assert values.over({"timeout": "soon", "novel": 1, "max_bytes": 7}).timeout == values.timeout
-    assert values.over({"max_bytes": 7}).max_bytes == values.max_bytes, "not among what is stored"
+    assert values.over({"max_message_bytes": 7}).max_message_bytes == values.max_message_bytes, (
+        "not among what is stored"
+    )
 
 
 # What cannot be right

@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-STORED = ("url", "destination", "write_key_file", "retention", "max_batch_count", "max_batch_bytes", "timeout")
+STORED = (
+    *(
+        "url",
+        "destination",
+        "write_key_file",
+        "max_bytes",
+        "retention",
+        "max_batch_count",
+        "max_batch_bytes",
+        "timeout",
+    ),
+)
 """What is kept in the outbox for drainers that know nothing of the host: nothing secret."""
 
 

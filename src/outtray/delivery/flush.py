@@ -89,6 +89,7 @@ class _Run:
                         return other
                     recovery.salvage_if_possible(self._outbox, go_on=self._may_go_on)
                     self._settings = given.over(delivery_settings(self._outbox))  # which may have been salvaged
+                    self._outbox.max_bytes = self._settings.max_bytes
                     report = self._drain()
                 except OutboxDamaged:
                     damages += 1
