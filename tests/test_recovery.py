@@ -344,6 +344,39 @@ def test_a_message_whose_mark_cannot_be_read_any_more_is_sent_and_not_lost(world
     assert world.ledger().get("lost", 0) == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        (b"destination TEXT NOT NULL,\n        first_id", b"destinatyon TEXT NOT NULL,\n        first_id"),
+        (b"'retry'", b"'rftry'"),
+    ],
+    ids=["a column of deliveries", "a word of the view"],
+)
+def test_a_flipped_bit_in_the_text_of_the_schema_is_damage(text: bytes, instead: bytes, world: World) -> None:
+    world.fill()
+    world.tray.close()
+    data = world.database().read_bytes()
+    assert data.count(text) == 1
+    world.database().write_bytes(data.replace(text, instead))
+    world.flush()
+    assert world.generation() == 1
+    assert world.received() == list(range(SETTLED, SETTLED + WAITING))
+    assert world.states()[DEAD] == ("dead", "too odd")
+
+
+@pytest.mark.parametrize(("place", "bit"), [(18, 3), (47, 7)], ids=["not to be written", "of an unknown format"])
+def test_a_flipped_bit_in_the_header_of_the_database_that_forbids_its_use_is_damage(
+    place: int, bit: int, world: World
+) -> None:
+    world.track(20)
+    world.tray.close()
+    overwrite(world.database(), place, bytes([world.database().read_bytes()[place] ^ 1 << bit]))
+    world.track(1)
+    world.flush()
+    assert world.received() == list(range(21))
+    assert world.ledger().get("lost", 0) == 0
+
+
 def test_the_third_damage_in_a_row_still_gives_everything_back(world: World) -> None:
     world.server.set_mode("refuse")
     for number in range(3):

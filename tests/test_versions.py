@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ _ADDED = (
 )
 MIGRATIONS = {1: _ADDED}
 SETUP = (*SETUP, *_ADDED, f"PRAGMA user_version = {MINOR}")
+import sqlite3, zlib
+_made = sqlite3.connect(":memory:", isolation_level=None)
+for _statement in SETUP:
+    _made.execute(_statement)
+SCHEMA_CRC = zlib.crc32(_made.execute(SCHEMA).fetchone()[0].encode())
 """
 
 STORE = """
@@ -228,6 +234,16 @@ def test_the_files_of_another_major_lie_beside_untouched(
     assert {name: after[name] for name in before} == before
     must(run(newer, "-m", "outtray", "flush"))
     assert by(server)[4:] == [("newer", number) for number in range(3)]
+
+
+def test_the_checksum_of_the_schema_is_that_of_what_is_made() -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for statement in sql.SETUP:
+            connection.execute(statement)
+        (schema,) = connection.execute(sql.SCHEMA).fetchone()
+        (count,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE sql IS NOT NULL").fetchone()
+    assert zlib.crc32(schema.encode()) == sql.SCHEMA_CRC
+    assert schema.count("CREATE ") == count, "each table, index and view is in it"
 
 
 def test_a_file_without_the_mark_of_an_outbox_is_damage_and_its_messages_are_saved(

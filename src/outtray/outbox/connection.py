@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import zlib
 
 from outtray.errors import DiskFull, OutboxBusy, OutboxError, OutboxUnusable
 from outtray.outbox import sql
@@ -57,6 +58,7 @@ def open_database(path: str) -> Connection:
         _require_outbox(connection, path)
         for pragma in sql.CONNECTION:
             connection.execute(pragma)
+        _require_writable(connection, path)
     except BaseException:
         connection.close()
         raise
@@ -77,7 +79,7 @@ def open_for_reading(path: str, *, immutable: bool) -> Connection:
         if connection.execute(sql.IS_EMPTY).fetchone()[0]:  # its creator was killed; the next opener begins again
             connection.close()
             connection = _empty()
-        _require_format(connection, path)
+        _require_schema(connection, path, _require_format(connection, path))
     except BaseException:
         connection.close()
         raise
@@ -95,7 +97,8 @@ def is_damage(error: BaseException) -> bool:
     if isinstance(error, sqlite3.IntegrityError):
         return True
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or str(error).startswith(("no such ", "malformed "))
+    is_said = str(error).startswith(("no such ", "malformed ", "unsupported file format"))
+    return is_said or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def translated(error: sqlite3.Error | OSError, path: str) -> OutboxError:
@@ -151,6 +154,7 @@ def _require_outbox(connection: sqlite3.Connection, path: str) -> None:
         minor += 1
         connection.execute(sql.SET_MINOR.format(minor))
         connection.execute(sql.COMMIT)
+    _require_schema(connection, path, minor)
     _require_sound_frame(connection)
 
 
@@ -158,6 +162,29 @@ def _require_sound_frame(connection: sqlite3.Connection) -> None:
     """Read what few statements would meet: the schema and the small tables. Raises sqlite3.Error."""
     for statement in sql.PROBES:
         connection.execute(statement).fetchone()
+
+
+def _require_schema(connection: sqlite3.Connection, path: str, minor: int) -> None:
+    """See that the schema is what was made, unless it has a newer *minor*, which this release does not know.
+
+    Raises DamageFound.
+    """
+    if minor > sql.MINOR:
+        return
+    schema = connection.execute(sql.SCHEMA).fetchone()[0] or ""
+    if zlib.crc32(schema.encode()) != sql.SCHEMA_CRC:
+        raise DamageFound(f"the schema of {path} is not what was made")
+
+
+def _require_writable(connection: sqlite3.Connection, path: str) -> None:
+    """See that the file does not forbid writing by its own header. Raises DamageFound, sqlite3.Error."""
+    try:
+        connection.execute(sql.WRITE_NOTHING)
+    except sqlite3.OperationalError as error:
+        is_refused = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY
+        if is_refused and os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK):
+            raise DamageFound(f"{path} says that it is not to be written") from error
+        raise
 
 
 def _require_format(connection: sqlite3.Connection, path: str) -> int:

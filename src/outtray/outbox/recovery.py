@@ -67,6 +67,7 @@ class _State:
     def __init__(self, records: Iterator[pages.Record]) -> None:
         self.cursors: dict[str, tuple[int, int]] = {}
         self.marks: dict[tuple[str, int], tuple[Any, ...]] = {}
+        found: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
         self.ledger: dict[str, int] = {}
         self.meta: dict[str, str] = {}
         self.gaps: list[tuple[int, int]] = []
@@ -82,9 +83,12 @@ class _State:
                 case (bytes(name), int(id), int(state), *_, int(mirror)) if len(record.values) == 10 and mirror == -id:
                     self.cursors[_text(name)] = (id, state)
                 case (bytes(name), int(id), bytes(state), *rest) if len(record.values) == 8:
-                    self.marks[_text(name), id] = (_state(state), *rest)
+                    found.setdefault((_text(name), id), []).append((_state(state), *rest))
                 case (bytes(state), bytes(name), int(id)):
                     indexed[_text(name), id] = _state(state)
+        for place, marks in found.items():  # of more than one, all but one are those of other messages
+            right = [mark for mark in marks if mark[0] == indexed.get(place)]
+            self.marks[place] = (right or marks)[0]
         self._compare(indexed)
 
     def _compare(self, indexed: dict[tuple[str, int], str]) -> None:
@@ -192,7 +196,7 @@ class _Salvage:
             mark = self._state.marks.get((name, id))
             if is_local:
                 transaction.mark(name, id, "local")
-            elif mark is not None and mark[0] in CARRIED_OVER:
+            elif mark is not None and mark[0] in CARRIED_OVER and mark[0] != "local":  # of which the checksum tells
                 state, next_attempt_at, attempts, status, reason, excerpt = mark
                 transaction.mark(
                     name,

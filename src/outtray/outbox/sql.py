@@ -10,7 +10,10 @@ So a higher minor only adds: tables, indexes, columns with a default.
 """
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {}
-"""Minor format to the statements that make it the next one: one transaction, in which a kill changes nothing."""
+"""Minor format to the statements that make it the next one: one transaction, in which a kill changes nothing.
+
+They stand at the end of `SETUP` too, so that the text of the schema is the same however a file came to be.
+"""
 
 SET_MINOR = "PRAGMA user_version = {}"
 
@@ -97,6 +100,14 @@ MARKS_BY_TABLE = """SELECT count(*), sum(id), sum(length(state)), sum(length(des
 MARKS_BY_INDEX = """SELECT count(*), sum(id), sum(length(state)), sum(length(destination))
     FROM exceptions INDEXED BY exceptions_by_state WHERE state >= ''"""
 MORE_MARKS_THAN = "SELECT count(*) > ?1 FROM (SELECT 1 FROM exceptions LIMIT ?1 + 1)"
+# The text of the schema, in which a flipped bit may rename a column or change what the view says of a message.
+_OURS = ("cursors", "deliveries", "exceptions", "exceptions_by_state", "gaps", "ledger", "message_states", "messages")
+SCHEMA = f"""SELECT group_concat(sql, char(10)) FROM (SELECT sql FROM sqlite_master
+    WHERE name IN {(*_OURS, "meta")} ORDER BY name)"""
+SCHEMA_CRC = 0xD7CD7142
+"""crc32 of what `SCHEMA` gives of a file that `SETUP` has made."""
+
+WRITE_NOTHING = "DELETE FROM meta WHERE key = ''"  # BEGIN IMMEDIATE is content to read where nothing can be written
 IS_EMPTY = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)"
 HIGHEST_ID = """SELECT max(coalesce((SELECT max(id) FROM messages), 0), coalesce((SELECT max(last_id) FROM gaps), 0),
     coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'removed_id'), 0))"""
@@ -121,9 +132,10 @@ DUE_EXCEPTIONS = f"""SELECT {_MESSAGE}, ifnull(CAST(e.attempts AS INTEGER), 0)
     FROM exceptions e CROSS JOIN messages m ON m.id = e.id
     WHERE e.state IN ('retry', 'deferred') AND e.destination = ?1
     AND (e.next_attempt_at <= ?2 OR e.next_attempt_at > ?3) ORDER BY e.id"""
-LOG = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
-    AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id)
-    ORDER BY m.id LIMIT ?3"""
+# The next ?3 of the log; those that have a mark without their body. It ends however the pages of a damaged file lie.
+LOG = """SELECT m.id, m.crc, CASE WHEN e.id IS NULL THEN ifnull(CAST(m.body AS BLOB), x'') END, 0
+    FROM messages m LEFT JOIN exceptions e ON e.destination = ?1 AND e.id = m.id
+    WHERE m.id > ?2 ORDER BY m.id LIMIT ?3"""
 NEWEST = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
     AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id)
     ORDER BY m.id DESC LIMIT 1"""

@@ -17,7 +17,7 @@ from outtray.outbox.transaction import Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import FrameType
     from typing import TypeVar
 
@@ -231,8 +231,8 @@ class Outbox(Database):
             if messages:
                 return Batch(destination, messages, header, in_order=False, marked=True)
             after_id = max(cursor, after_id)
-            rows = connection.execute(sql.LOG, (destination, after_id, max_count))
-            messages = _within(rows, max_count, max_bytes, frozenset())
+            log = _log(connection, destination, after_id, max_count)
+            messages = _within(log, max_count, max_bytes, frozenset())
             if not messages:
                 return None
             if messages[-1].id - after_id != len(messages):
@@ -360,6 +360,21 @@ class Outbox(Database):
                 transaction.execute(sql.SET_META, (key, value))
 
 
+def _log(connection: sqlite3.Connection, destination: str, after_id: int, max_count: int) -> Iterator[Sequence[object]]:
+    """Give the messages behind *after_id* that have no mark, read *max_count* at a time. Raises DamageFound."""
+    is_more = True
+    while is_more:
+        count = 0
+        for row in connection.execute(sql.LOG, (destination, after_id, max_count)):
+            if row[0] <= after_id:
+                raise DamageFound(f"behind message {after_id} the log goes on with {row[0]}")
+            after_id = row[0]
+            count += 1
+            if row[2] is not None:
+                yield row
+        is_more = count == max_count
+
+
 def _require_all_accounted(
     connection: sqlite3.Connection, destination: str, after_id: int, messages: list[Message]
 ) -> None:
@@ -380,9 +395,11 @@ def _within(
             continue
         message = Message(row)
         size += len(message.body) + 1  # and the comma
-        if messages and (size > max_bytes or len(messages) == max_count):
+        if messages and size > max_bytes:
             break
         messages.append(message)
+        if len(messages) == max_count:
+            break
     return messages
 
 
