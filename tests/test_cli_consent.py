@@ -388,7 +388,6 @@ def test_a_withdrawal_that_was_killed_is_finished_by_the_next_flush(
         for _ in range(500):
             last = appending.stdout.readline()
         assert last.endswith(" 0\n"), "nobody records any more"
-    assert texts(folder, r"secret-\d+-") != set()
     assert run_python("-m", "outtray", "flush").returncode == 0
     assert server.requests == []
     assert texts(folder, r"secret-\d+-") == set()
@@ -397,6 +396,23 @@ def test_a_withdrawal_that_was_killed_is_finished_by_the_next_flush(
     assert found["ledger"]["withdrawn"] > count
     with look(str(folder)) as view:
         assert view.meta(ERASING) is None
+
+
+@pytest.mark.parametrize("is_denied", [False, True])
+def test_a_forget_that_was_killed_is_finished_by_the_next_flush(
+    is_denied: bool, server: FakeServer, folder: Path, run_python: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tray = outtray.Tray(app="a", url=server.url, flush="manual")
+    assert tray.track("secret")
+    with tray._outbox().writing() as transaction:
+        transaction.begin_erasure("forgotten")
+    tray.close()
+    assert asked(capsys, "status")["erasing"] is True
+    done = run_python("-m", "outtray", "flush", **({"OUTTRAY_CONSENT": "denied"} if is_denied else {}))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert texts(folder, "secret") == set()
+    assert asked(capsys, "status")["erasing"] is False
+    assert not server.received
 
 
 def test_what_a_killed_withdrawal_left_is_not_sent_when_consent_is_given_again(

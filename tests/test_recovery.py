@@ -19,6 +19,7 @@ import pytest
 
 import outtray
 from outtray.outbox import erasure, recovery, sources, store, upkeep
+from outtray.outbox.connection import open_database
 from outtray.outbox.generation import SALVAGED
 from outtray.outbox.records import Mark
 from outtray.testing import FakeServer
@@ -465,6 +466,42 @@ def test_where_the_newest_file_is_gone_or_empty_what_waits_in_the_older_one_is_d
     assert world.received() == [*range(20), 23]
 
 
+def test_a_gate_that_was_deleted_is_noticed_by_the_program_that_has_it_open(world: World, run_python: Run) -> None:
+    world.track(3)
+    (world.directory / "outbox-1.gate").unlink()
+    world.track(1)
+    assert (world.directory / "outbox-1.gate").exists()
+    assert run_python("-m", "outtray", "consent", "off", "--app", "hurt").returncode == 0
+    assert not world.tray.track("event"), "two gates would keep the choice from it"
+    assert world.ledger()["withdrawn"] == 4
+
+
+def test_an_old_header_out_of_a_backup_does_not_begin_a_generation_anew(world: World) -> None:
+    world.track(10)
+    world.tray.close()
+    gate = world.directory / "outbox-1.gate"
+    old = gate.read_bytes()
+    header_page(world.database())
+    world.track(5)
+    world.tray.close()
+    gate.write_bytes(old)
+    world.track(1)
+    assert world.generation() == 1
+    world.flush()
+    assert world.received() == list(range(16))
+    assert world.ledger().get("lost", 0) == 0
+
+
+def test_a_generation_that_was_never_complete_is_not_gone_on_with(world: World) -> None:
+    world.track(10)
+    world.tray.close()
+    open_database(str(world.database(1))).close()  # as a kill leaves it, before the header names it
+    world.track(1)
+    assert world.generation() == 0
+    world.flush()
+    assert world.received() == list(range(11))
+
+
 def test_what_comes_back_while_a_batch_is_on_its_way_is_not_passed_over(world: World) -> None:
     world.track(20)
     world.tray.close()
@@ -721,6 +758,31 @@ def test_what_is_erased_after_a_damage_leaves_no_text(command: str, is_salvaged:
     assert text_left(world.directory) == []
     world.flush() if command != "withdraw" else world.tray.flush(5)
     assert world.received() == []
+
+
+@pytest.mark.parametrize("command", [("forget", "--yes"), ("consent", "off")], ids=["forget", "consent"])
+def test_what_is_erased_while_it_is_brought_back_does_not_come_back(
+    command: tuple[str, ...], world: World, run_python: Run
+) -> None:
+    world.track(1200)
+    world.tray.close()
+    header_page(world.database())
+    world.track(1)
+    world.outbox.close()
+    ends = []
+
+    def erase() -> bool:
+        if not ends:
+            ends.append(run_python("-m", "outtray", *command, "--app", "hurt").returncode)
+            ends.append(run_python("-m", "outtray", "consent", "on", "--app", "hurt").returncode)
+        return True
+
+    assert recovery.salvage(world.outbox, erase) == 500
+    assert ends == [0, 0]
+    world.flush()
+    assert world.received() == []
+    world.tray.close()
+    assert all(b'"number"' not in path.read_bytes() for path in world.directory.iterdir() if path.suffix != ".reserve")
 
 
 def test_files_that_were_salvaged_go_when_the_retention_is_over(world: World) -> None:

@@ -146,12 +146,14 @@ class _Run:
         try:
             if settings.problems:
                 raise SettingsError(f"{settings.problems[0]}; nothing was sent")
-            self._finish_withdrawal(settings)
             is_damaged = _has_damaged_files(settings)
             try:
                 found = status(settings)
             except OutboxDamaged:  # the delivery goes on in a new file, and saves what it can
                 is_damaged = True
+            if found.get("erasing") or consent.stored(settings.directory) == consent.DENIED:
+                self._finish_erasure(settings)
+                found = status(settings)
             if found["pending"] or found["deferred"] or is_damaged:
                 report = self._deliver(settings, found["pending"], heed_wait=heed_wait)
                 found = status(settings)
@@ -165,9 +167,9 @@ class _Run:
             report = replace(report, outcome="drained")
         return _Result(settings.app, report, found["pending"], found["deferred"], found.get("oldest_pending_age"))
 
-    def _finish_withdrawal(self, settings: Settings) -> None:
-        """Remove what a withdrawal that was ended before it was through has left. Raises OutboxError."""
-        if consent.stored(settings.directory) == consent.DENIED and exists(settings.directory):
+    def _finish_erasure(self, settings: Settings) -> None:
+        """Remove what `consent off` or `forget`, ended before it was through, has left. Raises OutboxError."""
+        if exists(settings.directory):
             with outboxes.opened(settings) as outbox:
                 erasure.finish(outbox)
 

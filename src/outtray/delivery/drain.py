@@ -177,7 +177,7 @@ class Drain:
 
     def _read_ahead(self, after_id: int) -> None:
         try:
-            self._ahead = self._read(after_id)
+            self._ahead = self._read(after_id, is_ahead=True)
         except OutboxError as error:  # the answer is still awaited, and the next step reads for itself
             journal.failed("reading ahead", error)
 
@@ -193,7 +193,7 @@ class Drain:
             batch = self._read()
         return batch
 
-    def _read(self, after_id: int = 0) -> Batch | None:
+    def _read(self, after_id: int = 0, *, is_ahead: bool = False) -> Batch | None:
         count = min(self._size, self._room())
         if count <= 0:
             return None
@@ -203,6 +203,7 @@ class Drain:
             max_count=int(count),
             max_bytes=self._settings.max_batch_bytes,
             passed_over=self._suspects,
+            is_ahead=is_ahead,
         )
 
     def _room(self) -> float:

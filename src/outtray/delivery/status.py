@@ -13,6 +13,7 @@ from outtray.errors import SettingsError
 from outtray.outbox import look, places
 from outtray.outbox.files import exists, generations, kept_wals
 from outtray.outbox.records import Cursor
+from outtray.outbox.transaction import ERASING
 from outtray.settings import without_credentials
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ def status(settings: Settings) -> dict[str, Any]:
     Nothing is written. Where there is no outbox yet the counts are 0. Raises OutboxError, also where there can be none.
     """
     agreed = consent.decide(settings, afresh=True)
-    found, size, stored = EMPTY, 0, {}
+    found, size, stored, is_erasing = EMPTY, 0, {}, False
     if exists(settings.directory):
         with look.look(settings.directory) as view:
             stored = delivery_settings(view)
+            is_erasing = view.meta(ERASING) is not None
             settings = settings.over(stored)
             name = settings.destination
             counts, cursor, left = view.counts(name), view.cursor(name), unsalvaged(settings.directory, view)
@@ -63,6 +65,7 @@ def status(settings: Settings) -> dict[str, Any]:
         "destination": settings.destination,
         "url": without_credentials(settings.url),
         "consent": {"state": agreed.state, "reason": agreed.reason},
+        "erasing": is_erasing,
         "bytes": size,
         "directory": settings.directory,
         "not_configured": _missing(settings, bool(stored.get("needs_key"))),

@@ -170,9 +170,12 @@ class Database:
 
     # Reading
 
-    def reading(self) -> Reading:
-        """Return a context manager that gives a connection for reading, for 50 ms at most."""
-        return Reading(self)
+    def reading(self, *, leave_damaged: bool = True) -> Reading:
+        """Return a context manager that gives a connection for reading, for 50 ms at most.
+
+        With *leave_damaged* False damage that is met is told, and the file stays in use until somebody else meets it.
+        """
+        return Reading(self, leave_damaged=leave_damaged)
 
     def header(self) -> Header:
         """Return the gate's header as it is now, without waiting for the gate unless the header is damaged."""
@@ -261,7 +264,7 @@ class Database:
 
     def _is_at_path(self, header: Header) -> bool:
         """Tell whether what is open is what the header and the path mean now: SQLite writes into deleted files too."""
-        if header.generation != self._generation:
+        if header.generation != self._generation or not self._gate.file.is_at_path():
             return False
         try:
             found = os.stat(self._path)
@@ -442,10 +445,11 @@ class Writing:
 class Reading:
     """The outbox's connection, with this process's other threads kept out, but not other processes."""
 
-    __slots__ = ("_database", "_frame")
+    __slots__ = ("_database", "_frame", "_leave_damaged")
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, leave_damaged: bool) -> None:
         self._database = database
+        self._leave_damaged = leave_damaged
 
     def __enter__(self) -> sqlite3.Connection:
         self._frame = sys._getframe(1)
@@ -463,6 +467,8 @@ class Reading:
         database._leave(self._frame)
         del self._frame
         if error is not None and is_damage(error):
-            raise database.leave_damaged(error, number) from error
+            if self._leave_damaged:
+                raise database.leave_damaged(error, number) from error
+            raise OutboxDamaged(f"{database._path} is damaged: {error}") from error
         if isinstance(error, sqlite3.Error):
             raise translated(error, database._path) from error

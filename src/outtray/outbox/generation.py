@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 
 from outtray import journal
 from outtray.outbox import sql
-from outtray.outbox.connection import open_database
+from outtray.outbox.connection import DamageFound, is_damage, open_database, open_for_reading
 from outtray.outbox.files import database_path, is_blank, kept_wal_path, kept_wals, newest_generation
 from outtray.outbox.gate import Header, new_epoch
 
@@ -48,6 +49,25 @@ def is_missing(directory: str, number: int, header: Header | None) -> bool:
     path = database_path(directory, number)
     was_there = number > 0 or (header is not None and header.last_id > 0) or _size(f"{path}-wal") > 0
     return was_there and is_blank(path)
+
+
+def is_begun(path: str) -> bool:
+    """Tell whether the database at *path*, of a generation after the first, was ever complete; only inside the gate.
+
+    Raises sqlite3.Error for what is no damage.
+    """
+    if is_blank(path):
+        return False
+    try:
+        connection = open_for_reading(path, immutable=False)
+        try:
+            return bool(connection.execute(sql.HAS_LEFT).fetchone()[0])
+        finally:
+            connection.close()
+    except (sqlite3.Error, DamageFound) as error:
+        if is_damage(error):
+            return True
+        raise
 
 
 def begin(directory: str, old: Header | None, reason: object) -> tuple[Connection, Header]:

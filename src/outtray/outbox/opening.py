@@ -42,7 +42,10 @@ def open_next(directory: str, gate: Gate, reason: BaseException) -> tuple[Connec
 
 
 def _open(directory: str, gate: Gate, header: Header | None) -> tuple[Connection, Header]:
-    number = header.generation if header else newest_generation(directory)
+    newest = newest_generation(directory)
+    if header is not None and newest > header.generation and generation.is_begun(database_path(directory, newest)):
+        header = None  # an old one, as out of a backup; or whoever began that generation was killed at the last step
+    number = header.generation if header else newest
     path = database_path(directory, number)
     if generation.is_missing(directory, number, header):
         raise DamageFound(f"{path} is gone, empty or no file, though messages were stored in it")

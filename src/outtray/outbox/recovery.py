@@ -39,12 +39,15 @@ def salvage(outbox: Outbox, go_on: Callable[[], bool] = lambda: True) -> int:
         return 0
     saved = 0
     while left := sources.waiting(outbox.directory, outbox.header().generation, outbox.meta):
-        source = left[0]  # which may know that it had what is in older ones
-        count, lost = _Salvage(outbox, source, go_on).run()
-        saved += count
+        work = _Salvage(outbox, left[0], go_on)  # the newest, which may know that it had what is in older ones
+        try:
+            lost = work.run()
+        except _Erased:
+            return saved + work.saved
+        saved += work.saved
         if lost is None:
             break
-        journal.salvaged(count, lost, source.name)
+        journal.salvaged(work.saved, lost, left[0].name)
     return saved
 
 
@@ -102,6 +105,10 @@ class _State:
                 self.marks[key] = (state, 0.0, 0, None, None, None)
 
 
+class _Erased(Exception):
+    """The user had erased what is just being brought back."""
+
+
 class _Salvage:
     """Brings one source back, in slices under the gate. A message is taken whose id no other message has, or had."""
 
@@ -115,12 +122,12 @@ class _Salvage:
         settled_id = self._header.get("settled_id")
         if source.is_left and settled_id is not None and not self._state.cursors:
             self._state.cursors[outbox.destination] = (settled_id, 0)
-        self._saved = 0
+        self.saved = 0
         self._lowest_seen: int | None = None
         self._highest_seen = 0
 
-    def run(self) -> tuple[int, int | None]:
-        """Return how many messages were saved and how many lost, None for the latter if it is to go on later."""
+    def run(self) -> int | None:
+        """Bring back what is wanted, and return how many messages are lost, None if it is to go on later."""
         if self._source.is_left:
             self._carry_over()
         rows: list[tuple[Any, ...]] = []
@@ -132,9 +139,15 @@ class _Salvage:
                 self._bring_back(rows)
                 rows, size = [], 0
                 if not self._go_on():
-                    return self._saved, None
+                    return None
         self._bring_back(rows)
-        return self._saved, self._finish()
+        return self._finish()
+
+    def _require_wanted(self, transaction: Transaction) -> None:
+        """See that the user did not have all of it erased while it was read. Raises _Erased."""
+        is_under_way = transaction.header.choice == consent.DENIED or _meta(transaction, ERASING) is not None
+        if is_under_way or not self._source.files:
+            raise _Erased
 
     @property
     def _erased_id(self) -> int:
@@ -175,6 +188,7 @@ class _Salvage:
         if not rows:
             return
         with self._outbox.writing() as transaction:
+            self._require_wanted(transaction)
             transaction.header.epoch += 1  # settling a batch on its way would move the cursor over what comes in here
             cursors = dict(transaction.execute(sql.CURSOR_IDS).fetchall())
             count = 0
@@ -186,7 +200,7 @@ class _Salvage:
             transaction.count_in_ledger("salvaged", count)
             if not self._source.is_left:
                 transaction.count_in_ledger("lost", -count)  # they were counted when the file was opened
-        self._saved += count
+        self.saved += count
 
     def _mark(self, transaction: Transaction, row: tuple[Any, ...], cursors: dict[str, int]) -> None:
         """Say of a message that was brought back what the cursors do not."""
@@ -214,6 +228,7 @@ class _Salvage:
     def _carry_over(self) -> None:
         """Take cursors, ledger and meta over, once."""
         with self._outbox.writing() as transaction:
+            self._require_wanted(transaction)
             execute = transaction.execute
             read = numbers(_meta(transaction, SALVAGED))
             if self._source.name + STATE in read:
@@ -225,7 +240,7 @@ class _Salvage:
             for reason, count in self._state.ledger.items():
                 transaction.count_in_ledger(reason, count)
             for key, value in self._state.meta.items():
-                if key != SALVAGED and _meta(transaction, key) is None:
+                if key not in (SALVAGED, ERASING) and _meta(transaction, key) is None:
                     execute(sql.SET_META, (key, value))
             # What was brought back into this one before is in it, or was purged from it, and is not read again.
             read = numbers(self._state.meta.get(SALVAGED)) | read
@@ -235,6 +250,7 @@ class _Salvage:
     def _finish(self) -> int:
         """Note that the source was read to its end, count what it did not have, and return how many that is."""
         with self._outbox.writing() as transaction:
+            self._require_wanted(transaction)
             read = numbers(_meta(transaction, SALVAGED))
             if self._source.name in read:
                 return 0  # somebody else read it at the same time, and has counted
@@ -242,7 +258,7 @@ class _Salvage:
             transaction.count_in_ledger("lost", lost)
             if not self._is_all_known and self._source.is_left:
                 transaction.count_in_ledger("lost_unknown", 1)
-            read[self._source.name] = time.time()
+            read[self._source.name] = 0.0 if self._erased_id else time.time()  # text that is to go is not kept for long
             transaction.execute(sql.SET_META, (SALVAGED, json.dumps(read)))
         return lost
 

@@ -111,6 +111,7 @@ WRITE_NOTHING = "DELETE FROM meta WHERE key = ''"  # BEGIN IMMEDIATE is content 
 IS_EMPTY = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)"
 HIGHEST_ID = """SELECT max(coalesce((SELECT max(id) FROM messages), 0), coalesce((SELECT max(last_id) FROM gaps), 0),
     coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'removed_id'), 0))"""
+HAS_LEFT = "SELECT EXISTS (SELECT 1 FROM meta WHERE key LIKE 'left %')"
 META = "SELECT value FROM meta WHERE key = ?"
 SET_META = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 DELETE_META = "DELETE FROM meta WHERE key = ? AND value = ?"

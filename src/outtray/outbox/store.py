@@ -215,14 +215,22 @@ class Outbox(Database):
     # Delivering
 
     def pending(
-        self, destination: str, *, after_id: int, max_count: int, max_bytes: int, passed_over: Iterable[int] = ()
+        self,
+        destination: str,
+        *,
+        after_id: int,
+        max_count: int,
+        max_bytes: int,
+        passed_over: Iterable[int] = (),
+        is_ahead: bool = False,
     ) -> Batch | None:
         """Return the messages that are due next, None if there are none.
 
         Exceptions whose time has come go first, then the log behind *after_id* (or the cursor); at most
         *max_count* messages and *max_bytes* of bodies, but always one. Those with an id in *passed_over* stay.
+        With *is_ahead* a damaged file is not left, as the batch before is still to be settled in it.
         """
-        with self.reading() as connection:
+        with self.reading(leave_damaged=not is_ahead) as connection:
             header = self.header()
             cursor = Cursor(connection.execute(sql.CURSOR, (destination,)).fetchone()).id
             now = time.time()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from outtray.outbox import recovery, sources, sql
+from outtray.outbox import erasure, recovery, sources, sql
 from outtray.outbox.transaction import ROWS_UNDER_THE_GATE
 
 TYPE_CHECKING = False
@@ -23,10 +23,11 @@ ON_THEIR_WAY = ("pending", "deferred")
 
 
 def tidy(outbox: Outbox, *, retention: float) -> None:
-    """Do what is due after a delivery: prune, clear salvaged files away, and fill the reserve again.
+    """Do what is due after a delivery: end an erasure that was cut off, prune, clear away, fill the reserve again.
 
     Raises OutboxError, OSError.
     """
+    erasure.finish(outbox)
     prune(outbox, retention=retention)
     sources.clear_away(outbox, retention=retention)
     outbox.fill_reserve()
