@@ -415,6 +415,19 @@ def test_a_forget_that_was_killed_is_finished_by_the_next_flush(
     assert not server.received
 
 
+def test_a_forget_that_was_killed_is_finished_by_a_program_that_delivers(server: FakeServer, folder: Path) -> None:
+    tray = outtray.Tray(app="a", url=server.url, flush="manual")
+    assert tray.track("secret")
+    with tray._outbox().writing() as transaction:
+        transaction.begin_erasure("forgotten")
+    assert tray.track("later")
+    assert tray.flush(20).settled
+    tray.close()
+    assert texts(folder, "secret") == set()
+    with look(str(folder)) as view:
+        assert view.meta(ERASING) is None
+
+
 def test_what_a_killed_withdrawal_left_is_not_sent_when_consent_is_given_again(
     server: FakeServer, folder: Path, capsys: Capture
 ) -> None:

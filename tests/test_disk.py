@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,24 @@ MIB = 1024 * 1024
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@contextmanager
+def mounted(place: Path, size: str) -> Iterator[Path]:
+    """A disk in memory at *place*."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a file system")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 72 MiB, on which the reserve has its whole size."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=72m,mode=0700", "tmpfs", str(place)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a file system")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with mounted(tmp_path / "disk", "72m") as place:
+        yield place
 
 
 def fill(place: Path) -> Path:
@@ -165,6 +174,25 @@ def test_cron_delivers_on_a_full_disk_though_nobody_has_the_outbox_open(
     assert reserve_of(tray) == reserve.SIZE
     assert numbers(server)[-1] == 5
     tray.close()
+
+
+def test_an_outbox_that_fills_a_small_disk_at_once_is_delivered_and_stores_again(
+    tmp_path: Path, server: FakeServer, run_python: Run
+) -> None:
+    with mounted(tmp_path / "small", "24m") as place:
+        server.set_mode(503)
+        tray = tray_on(place, server, flush="manual")
+        accepted = sum(tray.track("event", {"number": number, "text": "x" * 2000}) for number in range(12_000))
+        assert accepted > 2_000
+        tray.close()
+        server.set_mode("ok")
+        done = run_python("-m", "outtray", "flush", "--all", "--dir", str(place))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(server.received) == accepted
+        assert not server.repeats
+        assert tray.track("event", {"number": 0}), "the room of what was delivered is given back"
+        assert reserve_of(tray)
+        tray.close()
 
 
 def test_that_there_is_no_room_in_the_drain_lock_does_not_stop_deliveries(disk: Path, server: FakeServer) -> None:

@@ -261,6 +261,22 @@ def test_a_leaf_that_was_overwritten_takes_its_own_messages_and_they_are_counted
     assert ledger["salvaged"] + ledger["lost"] >= WAITING + 3
 
 
+def test_damage_that_is_met_while_an_answer_is_awaited_sends_nothing_again(home: Path, server: FakeServer) -> None:
+    world = World(home, server)
+    world.tray = outtray.Tray(app="hurt", url=server.url, flush="manual", max_batch_count=20)
+    world.track(60, text="x" * 600)
+    world.tray.close()
+    data = world.database().read_bytes()
+    at = data.find(b'"number":30,')
+    assert at > 0
+    overwrite(world.database(), at // PAGE * PAGE, b"\xff" * PAGE)
+    world.flush()
+    world.flush()
+    assert not server.repeats
+    assert set(range(20)) <= set(world.received())
+    assert world.ledger()["lost"] == 60 - len(world.received())
+
+
 def test_a_flipped_bit_in_the_log_loses_one_message_and_the_others_come_back(world: World, run_python: Run) -> None:
     run_python("-c", LEFT_BY_A_KILL, world.server.url, "0", "100")
     wal = world.database().with_name("outbox-1-0.db-wal")

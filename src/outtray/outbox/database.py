@@ -309,6 +309,7 @@ class Database:
             raise OutboxUnusable(f"this process was forked while {self.directory} was in use; it cannot use it")
         try:
             path = self._path = database_path(self.directory, header.generation)
+            connection.execute(sql.CHECKPOINT_AFTER.format(reserve.log_pages(self.directory)))
             found = os.stat(path)
             self._wal.open(f"{path}-wal")
         except BaseException:

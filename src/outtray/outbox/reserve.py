@@ -10,7 +10,10 @@ import os
 from outtray.outbox.files import reserve_path
 
 SIZE = 8 * 1024 * 1024
-"""Bytes: as much as the write-ahead log grows to, with its cap of 1,500 pages and the last transaction."""
+"""Bytes: as much as the write-ahead log grows to, with its cap of `LOG_PAGES` and the last transaction."""
+
+LOG_PAGES = 1_500
+"""Pages of 4 KiB after which the log is moved into the database, on a disk on which the reserve has its whole size."""
 
 LEAST_SIZE = 256 * 1024
 """Bytes on a small disk, of which the reserve takes an eighth at most; measured: enough for thousands of settles."""
@@ -20,6 +23,15 @@ def has_room(directory: str) -> bool:
     """Tell whether the disk has so much room that the reserve can stand beside new messages. Raises OSError."""
     free, wanted = free_and_wanted(directory)
     return free > 2 * wanted
+
+
+def log_pages(directory: str) -> int:
+    """Return after how many pages the log is to be moved into the database, so that the reserve can hold it.
+
+    Raises OSError.
+    """
+    _, wanted = free_and_wanted(directory)
+    return LOG_PAGES * wanted // SIZE
 
 
 def fill(directory: str) -> bool:

@@ -81,7 +81,8 @@ SETUP = (
 USE_WAL = "PRAGMA journal_mode = WAL"
 # Builds of SQLite differ in secure_delete. It is on from the first row: with it off, pruning leaves copies of the rows
 # that it moves in pages that a later purge does not know of.
-CONNECTION = ("PRAGMA synchronous = NORMAL", "PRAGMA wal_autocheckpoint = 1500", "PRAGMA secure_delete = ON")
+CONNECTION = ("PRAGMA synchronous = NORMAL", "PRAGMA secure_delete = ON")
+CHECKPOINT_AFTER = "PRAGMA wal_autocheckpoint = {}"
 FORMAT = "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version)"
 # What the hot path does not read: damage there would be met only by those who look, and they change nothing.
 PROBES = (
@@ -214,6 +215,7 @@ SETTLED_BEYOND_BYTES = """SELECT coalesce(max(last_id), 0) FROM (SELECT last_id,
     sum(bytes) OVER (PARTITION BY destination ORDER BY id DESC) AS newer FROM deliveries) WHERE newer > ?"""
 PRUNE_DELIVERIES = """DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries WHERE settled_at < ?1
     AND last_id < coalesce((SELECT min(id) FROM messages), ?2) LIMIT ?3)"""
+FREE_BYTES = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size"
 LIVE_BYTES = """SELECT (page_count - freelist_count) * page_size
     FROM pragma_page_count, pragma_freelist_count, pragma_page_size"""
 # What is to be erased up to the id ?1: everything, or what is not delivered to each destination; the first ?2.

@@ -6,7 +6,7 @@ import sqlite3
 import sys
 import time
 
-from outtray import consent, forking, identity
+from outtray import consent, forking, identity, journal
 from outtray.errors import DiskFull, OutboxBusy, OutboxDenied, OutboxFull, SyncFailed
 from outtray.outbox import reserve, sql
 from outtray.outbox.connection import DamageFound, is_damage, translated
@@ -211,6 +211,15 @@ class Outbox(Database):
         if room <= 0:
             raise OutboxFull(f"{self._path} holds max_bytes={self.max_bytes} of messages that are not delivered yet")
         self._unchecked = min(room // 4, BYTES_BETWEEN_CHECKS)
+        if not self._is_fresh:
+            self._make_reserve()
+
+    def _make_reserve(self) -> None:
+        """Make the reserve now: whoever stores so much may fill the disk before anything is tidied."""
+        try:
+            reserve.fill(self.directory)
+        except OSError as error:
+            journal.failed("making the reserve", error)
 
     # Delivering
 

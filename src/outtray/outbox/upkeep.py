@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from outtray.outbox import erasure, recovery, sources, sql
+from outtray.outbox.gate import NO_ROOM
 from outtray.outbox.transaction import ROWS_UNDER_THE_GATE
 
 TYPE_CHECKING = False
@@ -28,8 +29,11 @@ def tidy(outbox: Outbox, *, retention: float) -> None:
     Raises OutboxError, OSError.
     """
     erasure.finish(outbox)
+    if outbox.header().flags & NO_ROOM:
+        retention = 0.0  # on a full disk what was delivered goes first
     prune(outbox, retention=retention)
     sources.clear_away(outbox, retention=retention)
+    _shrink(outbox)
     outbox.fill_reserve()
 
 
@@ -78,7 +82,17 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
     if removed and state != "delivered":
         sources.clear_away(outbox, retention=0)
         outbox.empty_wal()
+    _shrink(outbox)
     return removed
+
+
+def _shrink(outbox: Outbox) -> None:
+    """Give the room of deleted messages back to the disk, where what is left can be rebuilt in a moment."""
+    with outbox.reading() as connection:
+        live = connection.execute(sql.LIVE_BYTES).fetchone()[0]
+        free = connection.execute(sql.FREE_BYTES).fetchone()[0]
+    if live < erasure.BYTES_REBUILT < free:
+        outbox.empty_wal(rebuild=True)
 
 
 def retry(outbox: Outbox, destination: str, *, ids: list[int] | None = None, reason: str | None = None) -> int:
