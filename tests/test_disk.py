@@ -181,7 +181,7 @@ def test_an_outbox_that_fills_a_small_disk_at_once_is_delivered_and_stores_again
 ) -> None:
     with mounted(tmp_path / "small", "24m") as place:
         server.set_mode(503)
-        tray = tray_on(place, server, flush="manual")
+        tray = tray_on(place, server, flush="thread")
         accepted = sum(tray.track("event", {"number": number, "text": "x" * 2000}) for number in range(12_000))
         assert accepted > 2_000
         tray.close()
