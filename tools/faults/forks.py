@@ -231,9 +231,9 @@ def in_mid_call(call: str, step: int, programs: int = 1, orders: int = 1) -> Pla
             scene.require(ended.figures.get("forks"), "no point was reached, so nothing was tried")
             for what in ended.figures.get("wrong", ()):
                 scene.violated(what)
+            if call == "track that finds damage":
+                scene.cli("flush", "--all", OUTTRAY_RETENTION="0")  # which brings back what is in the damaged files
         scene.notes[FORKS_IN_CALLS] = forks
-        if call == "track that finds damage":
-            scene.cli("flush", "--all")  # which brings back what is in the damaged files
         scene.audit(repeats=IN_TWO_PROCESSES, refusals=IN_ANOTHER_CALL, copies=IN_TWO_PROCESSES)
 
     return play
