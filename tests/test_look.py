@@ -17,6 +17,7 @@ import pytest
 from outtray.cli import main
 from outtray.outbox import look, sql
 from outtray.outbox.connection import open_database
+from outtray.outbox.filelock import FileLock
 
 from .test_cli import fill
 
@@ -178,7 +179,7 @@ os._exit(9)
 """
     source = str(Path(__file__).parent.parent / "src")
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, check=False).returncode == 9
-    connection = open_database(path)
+    connection = open_database(path, FileLock(str(tmp_path / "outbox-1.gate")))
     try:
         assert connection.execute(sql.FORMAT).fetchone() == (sql.APPLICATION_ID, sql.MINOR)
         assert os.path.getsize(f"{path}-wal") == 0

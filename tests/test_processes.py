@@ -326,6 +326,59 @@ print(outtray.status()["pending"])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize(
+    "place", ["open_database", "_require_sound_frame", "_heed_choice", "_append_with_care", "_commit", "leave_file"]
+)
+def test_what_is_accepted_around_a_fork_in_a_signal_handler_is_kept_wherever_in_a_call_that_comes(
+    place: str, environment: dict[str, str], run_python: Run
+) -> None:
+    code = f"""
+import os, outtray, signal, sys
+outtray.configure(app="handler", flush="manual")
+
+def track(event):
+    if outtray.track(event):
+        os.write(1, event.encode() + b"\\n")
+
+def handle(*_):
+    pids.append(os.fork())
+    if pids[0] == 0:
+        track("child in the handler")
+
+def trace(frame, *_):
+    if not pids and frame.f_code.co_name == {place!r}:
+        signal.raise_signal(signal.SIGUSR1)
+
+pids = []
+to_child, to_parent = os.pipe(), os.pipe()
+signal.signal(signal.SIGUSR1, handle)
+track("before")
+outtray.tray.default_tray.close()
+sys.settrace(trace)
+track("the call that the handler comes into, which opens the outbox")
+sys.settrace(None)
+if pids[0] == 0:
+    os.write(to_parent[1], b"1")
+    os.read(to_child[0], 1)
+    track("child later")
+    os._exit(0)
+os.read(to_parent[0], 1)
+outtray.tray.default_tray.close()  # and delete the log, unless somebody has it open: a child may believe that it has
+track("parent later")
+os.write(to_child[1], b"1")
+assert os.waitpid(pids[0], 0)[1] == 0
+outtray.tray.default_tray.close()
+track("at the end")
+"""
+    accepted = finish(start(environment, code)).splitlines()
+    listed = json.loads(run_python("-m", "outtray", "list", "--json").stdout)
+    assert {message["event"] for message in listed} == set(accepted)
+    assert {"the call that the handler comes into, which opens the outbox", "at the end"} <= set(accepted)
+    status = json.loads(run_python("-m", "outtray", "status", "--json").stdout)
+    assert "lost" not in status["ledger"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forks_while_the_thread_loads_its_modules_print_nothing(
     server: FakeServer, environment: dict[str, str]
 ) -> None:

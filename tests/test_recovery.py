@@ -20,6 +20,7 @@ import pytest
 import outtray
 from outtray.outbox import erasure, recovery, sources, store, upkeep
 from outtray.outbox.connection import open_database
+from outtray.outbox.filelock import FileLock
 from outtray.outbox.generation import SALVAGED
 from outtray.outbox.records import Mark
 from outtray.testing import FakeServer
@@ -508,10 +509,29 @@ def test_an_old_header_out_of_a_backup_does_not_begin_a_generation_anew(world: W
     assert world.ledger().get("lost", 0) == 0
 
 
+def test_an_old_header_beside_a_damaged_newer_file_deletes_nothing(world: World) -> None:
+    world.track(10)
+    world.tray.close()
+    gate = world.directory / "outbox-1.gate"
+    old = gate.read_bytes()
+    header_page(world.database())
+    world.track(5)
+    world.tray.close()
+    gate.write_bytes(old)
+    header_page(world.database(1))
+    world.track(1)
+    assert world.generation() == 2
+    world.flush()
+    assert world.received() == list(range(16))
+    assert world.ledger().get("lost", 0) == 0
+
+
 def test_a_generation_that_was_never_complete_is_not_gone_on_with(world: World) -> None:
     world.track(10)
     world.tray.close()
-    open_database(str(world.database(1))).close()  # as a kill leaves it, before the header names it
+    open_database(
+        str(world.database(1)), FileLock(str(world.directory / "any.lock"))
+    ).close()  # as a kill leaves it, before the header names it
     world.track(1)
     assert world.generation() == 0
     world.flush()

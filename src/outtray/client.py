@@ -6,7 +6,7 @@ import json
 import sys
 import time
 
-from outtray import consent, identity, journal
+from outtray import consent, forking, identity, journal
 from outtray import settings as settings_module
 from outtray.delivery import flusher
 from outtray.encoding import as_properties, clock_text, encode, new_message_id, timestamp_text
@@ -168,6 +168,7 @@ class _Line:
         Not counted where the user denied consent. Returns the text too, as it was stored.
         """
         outbox = self._outbox
+        depth = forking.depth
         epoch = outbox.epoch if identity.is_kept(outbox.directory) else 0
         try:
             self._require_size(text)
@@ -186,7 +187,8 @@ class _Line:
         except OuttrayError as error:
             reason = getattr(error, "reason", "error")
             journal.refused(reason, error)
-            outbox.count(reason)
+            if forking.depth == depth:  # or the call ends in the parent, which counts it if need be
+                outbox.count(reason)
             return False, text
         if self._told != outbox.openings:
             self._told = outbox.openings if self._tell_others() else None

@@ -18,14 +18,21 @@ if TYPE_CHECKING:
 
 importing = threading.RLock()
 
+depth = 0
+"""How many forks lie between this process and the first one of the program.
+
+Who finds another number than at its beginning was forked in its middle, by a signal handler that then returned: what
+it was doing is its parent's to do.
+"""
+
 before: list[Callable[[FrameType], None]] = []
 """Called before a fork with the frame that forks, once no import of ours is under way."""
 
 in_parent: list[Callable[[FrameType], None]] = []
 """Called after a fork in the parent, with the same frame."""
 
-in_child: list[Callable[[], None]] = []
-"""Called after a fork in the child, which has one thread."""
+in_child: list[Callable[[FrameType], None]] = []
+"""Called after a fork in the child, which has one thread, with the same frame."""
 
 
 def _before_fork() -> None:
@@ -48,8 +55,11 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global depth
+    depth += 1
+    frame = sys._getframe(1)
     for hook in in_child:
-        hook()
+        hook(frame)
     importing.release()
 
 

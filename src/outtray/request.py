@@ -117,6 +117,7 @@ class _Call:
     """One exchange in a thread of its own, as nothing else bounds a name look-up or a header that trickles in."""
 
     def __init__(self, method: str, url: str, body: bytes, headers: dict[str, str], timeout: float) -> None:
+        self._depth = forking.depth
         self._arguments = (method, url, body, headers, timeout)
         self._done = threading.Event()
         self._response: requests.Response | None = None
@@ -128,9 +129,10 @@ class _Call:
             self._run()
 
     def wait(self, timeout: float, meanwhile: Callable[[], None] | None) -> bool:
-        """Wait for the answer, *timeout* seconds at most; False if there is none by then."""
+        """Wait for the answer, *timeout* seconds at most; False if there is none by then. Raises Postponed."""
         end = time.monotonic() + timeout
         while True:
+            self._require_parent()
             if meanwhile is not None:
                 meanwhile()
             left = end - time.monotonic()
@@ -139,8 +141,14 @@ class _Call:
             if left <= 0:
                 return False
 
+    def _require_parent(self) -> None:
+        """See that this is still the process that began. Raises Postponed."""
+        if forking.depth != self._depth:
+            raise Postponed("this process was forked while it waited; the answer goes to its parent")
+
     def result(self) -> requests.Response:
         """Return the response, and keep the session for the next call. Raises Postponed."""
+        self._require_parent()
         if self._error is not None:
             # Cut off from what requests says, in which the url stands with all its credentials.
             raise Postponed(_reason(self._error)) from None
@@ -150,11 +158,13 @@ class _Call:
 
     def abandon(self) -> None:
         """Shut the connections down, which ends the thread; the session is not used again."""
-        self._session.abandon()
+        if forking.depth == self._depth:
+            self._session.abandon()
 
     def _run(self) -> None:
         method, url, body, headers, timeout = self._arguments
         try:
+            self._require_parent()
             # Unpacked by us, with a bound: what the server packs is its own choice.
             with self._session.request(
                 method,
@@ -351,7 +361,7 @@ class _Tracked:
 
 
 _idle: list[_Session] = []
-forking.in_child.append(_idle.clear)  # the sockets are the parent's
+forking.in_child.append(lambda _: _idle.clear())  # the sockets are the parent's
 
 
 def _idle_session() -> _Session:

@@ -43,7 +43,8 @@ HARNESSES: dict[str, str] = {
     "network": "receivers and networks in every bad state (refused, DNS, TLS, resets, cut and wrong answers, "
     "half-open, portal, redirects, 429/503, proxy, flapping, nginx) while a program tracks; then they turn good",
     "forks": "every way in which a host program has several processes, ends, or stands still: fork, spawn, gunicorn, "
-    "celery, subinterpreters, exits, signals, asyncio, SIGSTOP",
+    "celery, subinterpreters, exits, signals, asyncio, SIGSTOP; a fork at each point at which a signal handler can "
+    "come into a call",
     "clock": "the clock jumps by ten years either way, goes through summer time, stands still, or is decades off "
     "(libfaketime)",
     "planted": "bugs put into a copy of the source, one at a time: each must be caught by the harness that it is for",

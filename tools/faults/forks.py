@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ CHILD = str(FAULTS / "forks_child.py")
 ENDED = "a process that ends, or is killed, while an answer is on its way does not write it down"
 IN_ANOTHER_CALL = "a signal handler that comes in the middle of a call is told that it cannot store now"
 IN_TWO_PROCESSES = "a call that was forked in its middle ends in both processes, with the same message id"
+FORKS_IN_CALLS = "forks in the middle of a call"
 SUBINTERPRETER = "a subinterpreter may be refused"
 STOPPED = "a stopped process holds the gate"
 
@@ -73,7 +75,7 @@ def run(*, whole: bool, only: str = "") -> Report:
         for played in threads.map(_play, plays):
             report.tried += 1
             report.violations += played.violations
-            for what in ("accepted", "repeats", "refused"):
+            for what in ("accepted", "repeats", "refused", FORKS_IN_CALLS):
                 report.add(what, int(played.notes.pop(what, 0)))
             for what, figure in played.notes.items():
                 report.raise_to(what, figure)
@@ -212,6 +214,29 @@ def says_what_it_can(scene: Scene, ended: Ended) -> None:
     said = set(ended.stdout.split("\n")) - {""}
     scene.require(said <= {"taken", "refused"}, f"a subinterpreter's calls were {sorted(said)}")
     scene.notes["calls taken in subinterpreters"] = 5 * ended.stdout.count("taken")
+
+
+def in_mid_call(call: str, step: int, programs: int = 1, orders: int = 1) -> Play:
+    """Return a play of programs that fork at every *step*-th point of *call*.
+
+    *programs* of them begin at different points, each in all *orders* in which parent and child can go on.
+    """
+
+    def play(scene: Scene) -> None:
+        forks = 0
+        for first, order in itertools.product(range(1, step + 1, step // programs), range(orders)):
+            arguments = (call, str(first), str(step), str(order))
+            ended = compared(scene, sys.executable, CHILD, "fork_in_mid_call", *arguments, OUTTRAY_TIMEOUT="1")
+            forks += ended.figures.get("forks", 0)
+            scene.require(ended.figures.get("forks"), "no point was reached, so nothing was tried")
+            for what in ended.figures.get("wrong", ()):
+                scene.violated(what)
+            if call == "track that finds damage":
+                scene.cli("flush", "--all", OUTTRAY_RETENTION="0")  # which brings back what is in the damaged files
+        scene.notes[FORKS_IN_CALLS] = forks
+        scene.audit(repeats=IN_TWO_PROCESSES, refusals=IN_ANOTHER_CALL, copies=IN_TWO_PROCESSES)
+
+    return play
 
 
 # Cells with more than one program
@@ -429,10 +454,24 @@ CELLS: dict[str, Cell] = {
     "fork in a thread": Cell(program("fork_in_thread", repeats=ENDED)),
     **{
         f"fork in a signal handler, the child {way}": Cell(
-            program("fork_in_handler", way, repeats=ENDED, refusals=IN_ANOTHER_CALL, copies=copies), rounds=5
+            program("fork_in_handler", way, repeats=ENDED, refusals=IN_ANOTHER_CALL, copies=copies), rounds=25
         )
         for way, copies in (("leaves", ""), ("returns", IN_TWO_PROCESSES))
     },
+    "fork at some points of a track that opens": Cell(in_mid_call("track that opens", 10), quick=True),
+    **{
+        f"fork at each point of a {call}": Cell(in_mid_call(call, programs, programs, orders))
+        for call, programs, orders in (
+            ("track", 4, 5),
+            ("track that opens", 10, 5),
+            ("track that finds damage", 10, 2),
+            ("first track", 16, 1),
+            ("close", 2, 5),
+            ("fork", 2, 5),
+            ("flush", 28, 1),
+        )
+    },
+    "fork at every second point of a status": Cell(in_mid_call("status", 14, 7)),
     "fork in a fork": Cell(program("grandchild", repeats=ENDED), rounds=3),
     "fork and exec, exec without a fork": Cell(program("fork_and_exec", repeats=ENDED), rounds=3),
     "no descriptor of the database crosses": Cell(

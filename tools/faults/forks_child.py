@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import dis
+import functools
 import json
 import multiprocessing
 import os
+import random
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
+from typing import Any
 
 from faults import host
 
@@ -213,7 +219,8 @@ def fork_in_handler(way: str) -> int:
                 os._exit(0)
             return
         children.append(child)
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        if len(children) < 40:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
 
     # Forked while it starts a thread, a child waits for that thread for ever: Python's own, with or without outtray.
     host.track("parent")
@@ -226,11 +233,200 @@ def fork_in_handler(way: str) -> int:
         host.track("child behind the handler")
         host.close()
         os._exit(0)
-    signal.setitimer(signal.ITIMER_REAL, 0)
     host.track("behind them")  # a call that the handler came into has ended
     code = wait_for(children)
     host.flush()
     return code
+
+
+@program
+def fork_in_mid_call(call: str, first: str, step: str, order: str) -> int:
+    """Make a call again and again, each time with a fork at another point at which a signal handler can come into it.
+
+    The child goes on in the call, but for some that leave, and from then on parent and child take turns.
+    """
+    is_first = call == "first track"
+    if not is_first:
+        host.configure(flush="manual")
+    wrong: list[str] = []
+    number, forks = int(first), 0
+    while True:
+        arguments = (call, number, order)
+        points, found = in_a_new_process(around_a_fork, *arguments) if is_first else around_a_fork(*arguments)
+        if points < number:
+            break
+        wrong += found
+        number += int(step)
+        forks += 1
+    host.say(json.dumps({"forks": forks, "points": points, "wrong": wrong}))
+    return 0
+
+
+def around_a_fork(call: str, number: int, order: str) -> tuple[int, list[str]]:
+    """Fork at the point *number* of *call*; return how many points there are, and what went wrong in the parent."""
+    prepare, make = CALLS[call]
+    prepare()
+    fork = ForkAt(number, order)
+    taken = [fork.during(make)]
+    if fork.where is None:
+        return fork.points, []
+    for act in (lambda: host.track("parent"), host.close) * 2:
+        taken.append(act())
+        fork.let_child_go()
+    code = fork.end()
+    wrong = [f"the child ended with {code}"] if code else []
+    if False in taken:
+        wrong.append(f"the parent was refused its {taken.index(False) + 1}. call")
+    return fork.points, [f"forked at {fork.where}, {each}" for each in wrong]
+
+
+def in_a_new_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """Return what *function* returns in a child of its own, which shares nothing of outtray with others."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(writing, json.dumps(function(*arguments)).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        result = json.loads(file.read())
+    wait_for([child])
+    return result
+
+
+def track_and_close() -> None:
+    host.track("before")
+    host.close()
+
+
+def track_and_damage() -> None:
+    """Leave an outbox whose file says that it is none; all of its messages can be brought back."""
+    track_and_close()
+    if not host.PLAIN:
+        from outtray.outbox.files import database_path, newest_generation
+
+        directory = os.path.join(os.environ["OUTTRAY_DIR"], os.environ["OUTTRAY_APP"])
+        with open(database_path(directory, newest_generation(directory)), "r+b") as file:
+            file.write(b"no such database")
+
+
+def fork_and_wait() -> None:
+    pid = os.getpid()
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    if os.getpid() == pid:
+        wait_for([child])
+
+
+CALLS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+    "first track": (lambda: host.configure(flush="manual"), lambda: host.track("in it")),
+    "track": (lambda: host.track("before"), lambda: host.track("in it")),
+    "track that opens": (track_and_close, lambda: host.track("in it")),
+    "track that finds damage": (track_and_damage, lambda: host.track("in it")),
+    "close": (lambda: host.track("before"), host.close),
+    "flush": (lambda: host.track("before"), host.flush),
+    "status": (lambda: host.track("before"), host.status),
+    "fork": (lambda: host.track("before"), fork_and_wait),
+}
+"""What is done before the call in which a fork comes, and the call."""
+
+
+@functools.cache
+def operations(code: CodeType) -> dict[int, str]:
+    """Return the names of the instructions by their offsets."""
+    return {each.offset: each.opname for each in dis.get_instructions(code)}
+
+
+class ForkAt:
+    """A fork at the point *number* of a call; *where* says which that is, None if there are only so many *points*.
+
+    Points are those in outtray's own code at which Python lets signal handlers in: at the beginning of a function,
+    behind a call, and where a loop begins again. Chance, always the same for one number and *order*, says who of parent
+    and child is next, and whether the child leaves.
+    """
+
+    SOURCE = os.path.join(os.path.dirname(__file__).partition("tools")[0], "src", "outtray", "")
+    PATIENCE = 0.03  # seconds that the parent waits for a turn of the child, which may itself wait for the parent
+    ENOUGH = 40  # seconds after which a child is taken for one that hangs
+
+    def __init__(self, number: int, order: str) -> None:
+        self.where: str | None = None
+        self.points = 0
+        self._number = number
+        self._last: dict[FrameType, int] = {}
+        self._pid = os.getpid()
+        self._chance = random.Random(f"{number} {order}")
+        self._leaves = self._chance.random() < 0.2
+        self._turns = ["parent"] * 4 + ["child"] * (1 if self._leaves else 4)
+        self._chance.shuffle(self._turns)
+        self._parents, self._childs = socket.socketpair()
+        self._child = -1
+
+    def during(self, call: Callable[[], object]) -> object:
+        """Make *call* and return its result; the child does the rest of what it has to do, and ends."""
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 asks only now whether any frame wants that
+        sys.settrace(self._trace)
+        result = call()
+        sys.settrace(None)
+        if self._child == 0:
+            self._end_turn()
+            for event in ("child behind it", "child later"):
+                self._wait_for_turn()
+                host.track(event)
+                self._end_turn()
+            host.close()
+            os._exit(0)
+        return result
+
+    def let_child_go(self) -> None:
+        """Let the child take its turns, until the parent's is next."""
+        while self._turns and self._turns.pop() == "child":
+            self._parents.send(b"1")
+            if select.select([self._parents], [], [], self.PATIENCE)[0]:
+                self._parents.recv(1)
+
+    def end(self) -> int:
+        """Let the child do what is left and return its exit code."""
+        while self._turns:
+            self.let_child_go()
+        code = wait_for([self._child])
+        self._parents.close()
+        return code
+
+    def _trace(self, frame: FrameType, event: str, _argument: object) -> Callable[..., Any] | None:
+        code = frame.f_code
+        if not code.co_filename.startswith(self.SOURCE) or os.getpid() != self._pid:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            before = self._last.get(frame)
+            self._last[frame] = frame.f_lasti
+            if before is not None and operations(code)[before].startswith(("CALL", "RESUME", "JUMP_BACKWARD")):
+                self.points += 1
+                if self.points == self._number:
+                    self._fork(f"{os.path.basename(code.co_filename)}:{frame.f_lineno} in {code.co_name}")
+        return self._trace
+
+    def _fork(self, where: str) -> None:
+        self.where = where
+        self._child = os.fork()
+        if self._child != 0:
+            self._childs.close()
+            self.let_child_go()
+            return
+        self._parents.close()
+        signal.alarm(self.ENOUGH)
+        self._wait_for_turn()
+        host.track("child")
+        self._end_turn()
+        if self._leaves:
+            os._exit(0)
+        self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        self._childs.recv(1)
+
+    def _end_turn(self) -> None:
+        self._childs.send(b"1")
 
 
 @program

@@ -63,6 +63,14 @@ def flush(timeout: float = 20.0) -> bool:
     return outtray.flush(timeout).settled
 
 
+def status() -> None:
+    """Ask what `status` shows."""
+    if not PLAIN:
+        import outtray
+
+        outtray.status()
+
+
 def close() -> None:
     """Close the default tray, which waits for an answer on its way."""
     if not PLAIN:

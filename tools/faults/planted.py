@@ -78,7 +78,7 @@ BUGS = (
     Bug(
         "a forked child keeps the locks",
         "outbox/filelock.py",
-        "    for lock in list(_all):\n        lock.close()",
+        "    for lock in list(_all):\n        lock.is_inherited = True\n        lock.close()",
         "    return",
         "forks",
     ),
@@ -143,6 +143,22 @@ BUGS = (
         "return None if message.intact else",
         "return None if True else",
         "bit_flips",
+    ),
+    Bug(
+        "a child opens a file that crossed the fork once more",
+        "outbox/connection.py",
+        "if identity is not None and identity in",
+        "if False and identity in",
+        "forks",
+        ("--only", "some points"),
+    ),
+    Bug(
+        "a call that was forked in its middle goes on in the child",
+        "outbox/database.py",
+        "            forbid_all(lock)\n",
+        "            pass\n",
+        "forks",
+        ("--only", "each point of a track that opens"),
     ),
     Bug(
         "the file stays open across a fork",

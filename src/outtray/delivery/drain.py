@@ -7,9 +7,18 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from outtray import destinations, journal
+from outtray import destinations, forking, journal
 from outtray.delivery import backoff
-from outtray.errors import DeliveryError, Held, OutboxBusy, OutboxError, Postponed, Rejected, SettingsError
+from outtray.errors import (
+    DeliveryError,
+    Held,
+    OutboxBusy,
+    OutboxError,
+    OutboxUnusable,
+    Postponed,
+    Rejected,
+    SettingsError,
+)
 from outtray.outbox.erasure import remove_marked
 from outtray.outbox.records import LONGEST_WAIT, Mark
 from outtray.outbox.store import DELIVERY_SETTINGS
@@ -73,6 +82,7 @@ class Drain:
                 f"no url is set for {settings.app!r}: give --url, set OUTTRAY_URL or call configure(url=…)"
             )
         key = required_key(bool(stored.get("needs_key")), settings)
+        self._depth = forking.depth
         self._outbox = outbox
         self._settings = settings
         self._key = key
@@ -293,6 +303,8 @@ class Drain:
         now = time.monotonic()
         end = min(now + WRITE_WITHIN, max(self._deadline, now + WRITE_AT_LEAST))
         while True:
+            if forking.depth != self._depth:
+                raise OutboxUnusable("this process was forked while it delivered; its parent goes on with that")
             try:
                 return write()
             except OutboxBusy:

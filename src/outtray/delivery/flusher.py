@@ -12,6 +12,8 @@ from outtray.errors import OutboxDamaged, OuttrayError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType
+
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings
 
@@ -87,7 +89,8 @@ class Flusher:
         self._starting = threading.Lock()
 
     def _start(self) -> None:
-        if not self._starting.acquire(blocking=False):
+        starting = self._starting  # which a child forked in here by a signal handler has anew
+        if not starting.acquire(blocking=False):
             return  # another thread is at it, or this one is, below a signal handler
         try:
             if self._thread is None:
@@ -95,11 +98,12 @@ class Flusher:
                 self._stopped, self._leaving = events = threading.Event(), threading.Event()
                 thread = threading.Thread(target=self._run, args=events, name="outtray-flusher", daemon=True)
                 thread.start()
-                self._thread = thread
+                if self._stopped is events[0]:  # or it is the parent's
+                    self._thread = thread
         except RuntimeError as error:  # the interpreter is ending: the outbox syncs when it closes
             journal.failed("starting the background thread", error)
         finally:
-            self._starting.release()
+            starting.release()
 
     def _register(self) -> None:
         if not self._is_registered:
@@ -207,7 +211,7 @@ def shared(outbox: Outbox, settings: Settings) -> Flusher:
     return flusher
 
 
-def _after_fork_in_child() -> None:
+def _after_fork_in_child(_: FrameType) -> None:
     for flusher in list(_shared.values()):
         flusher.after_fork_in_child()
 

@@ -7,13 +7,17 @@ import os
 import sqlite3
 import zlib
 
+from outtray import forking
 from outtray.errors import DiskFull, OutboxBusy, OutboxError, OutboxUnusable
 from outtray.outbox import sql
 from outtray.outbox.sync import sync_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType
     from typing import Any
+
+    from outtray.outbox.filelock import FileLock
 
 OUTSIDER_PATIENCE = 1.0
 """Seconds that SQLite waits for a lock of somebody who does not know the gate, such as a `sqlite3` shell."""
@@ -24,36 +28,68 @@ class DamageFound(OutboxUnusable):
 
 
 class Connection(sqlite3.Connection):
-    """A connection that only the process that opened it ever closes.
+    """A connection to the file *identity* (device and inode), opened under *lock*, that a forked child never uses.
 
-    SQLite believes in locks that a forked child does not have: closing there deletes a log that was written since.
+    SQLite believes in locks that the child does not have, for each connection to the same file: closing one there
+    deletes a log that was written since, and what a new one writes may go into a log that is deleted.
     Nor does the garbage collection close it: a function of its own holds it, out of the collector's sight.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, path: str, identity: tuple[int, int] | None, lock: FileLock | None, **options: Any) -> None:
+        super().__init__(path, **options)
+        self.identity = identity
+        self.lock = lock
+        self.is_inherited = False
         self._pid = os.getpid()
         self.create_function("kept", 0, lambda: str(self))
-
-    @property
-    def is_inherited(self) -> bool:
-        """Whether this process was forked since the connection was opened."""
-        return self._pid != os.getpid()
+        _open.add(self)
 
     def close(self) -> None:
         """Close it, unless it is another process's."""
-        if not self.is_inherited:
-            super().close()
+        # The second look is right before the close, with no call between in which a signal handler could fork.
+        if os.getpid() == self._pid and not self.is_inherited:
+            sqlite3.Connection.close(self)
+            _open.discard(self)
+
+    def forbid(self) -> None:
+        """Have no statement run any more, not even one that is prepared, or half done."""
+        try:
+            self.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+            self.interrupt()
+        except sqlite3.ProgrammingError:  # it was just being closed, and is
+            _open.discard(self)
 
 
-def open_database(path: str) -> Connection:
-    """Return a connection to the outbox database at *path*, created if missing or still empty; only inside the gate.
+_open: set[Connection] = set()
+"""All that are open, in the end also those that were inherited."""
 
-    A file of an older minor format is brought to this one. Raises DamageFound, sqlite3.Error and OSError.
+
+def _mark_inherited(_: FrameType) -> None:
+    for connection in _open:
+        connection.is_inherited = True
+
+
+forking.in_child.append(_mark_inherited)
+
+
+def forbid_all(lock: FileLock) -> None:
+    """Forbid what was opened under *lock* to the call of this thread that goes on in a forked child.
+
+    Only where no other thread was in SQLite when it was forked: that one's mutex stays locked.
+    """
+    for connection in list(_open):
+        if connection.lock is lock:
+            connection.forbid()
+
+
+def open_database(path: str, lock: FileLock) -> Connection:
+    """Return a connection to the outbox database at *path*, created if missing or still empty; only under *lock*.
+
+    A file of an older minor format is brought to this one. Raises OutboxUnusable, sqlite3.Error and OSError.
     """
     if not os.path.exists(path):
         _create_private(path)
-    connection = _connect(path)
+    connection = _connect(path, lock)
     try:
         _require_outbox(connection, path)
         for pragma in sql.CONNECTION:
@@ -68,13 +104,14 @@ def open_database(path: str) -> Connection:
 def open_for_reading(path: str, *, immutable: bool) -> Connection:
     """Return a read-only connection, to nothing but tables where nothing was stored yet.
 
-    *immutable* leaves no file behind and needs one that nobody writes, and no WAL. Raises DamageFound, sqlite3.Error.
+    *immutable* leaves no file behind and needs one that nobody writes, and no WAL.
+    Raises OutboxUnusable, sqlite3.Error.
     """
     from urllib.parse import quote
 
     if not os.path.exists(path):
         return _empty()
-    connection = _connect(f"file:{quote(path)}?mode=ro" + ("&immutable=1" if immutable else ""), uri=True)
+    connection = _connect(path, uri=f"file:{quote(path)}?mode=ro" + ("&immutable=1" if immutable else ""))
     try:
         if connection.execute(sql.IS_EMPTY).fetchone()[0]:  # its creator was killed; the next opener begins again
             connection.close()
@@ -115,6 +152,11 @@ def translated(error: sqlite3.Error | OSError, path: str) -> OutboxError:
     return OutboxUnusable(f"{path} cannot be used: {error}")
 
 
+def forked(path: str) -> OutboxUnusable:
+    """Return what to raise in a child that was forked out of a call that used *path*, or past a gate that was shut."""
+    return OutboxUnusable(f"this process was forked while {path} was in use; it cannot use it")
+
+
 def _create_private(path: str) -> None:
     """Create the empty file with mode 0600 whatever the umask; SQLite gives its -wal and -shm the same mode."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -122,8 +164,16 @@ def _create_private(path: str) -> None:
     os.chmod(path, 0o600)
 
 
-def _connect(path: str, *, uri: bool = False) -> Connection:
-    connection = Connection(path, isolation_level=None, check_same_thread=False, timeout=OUTSIDER_PATIENCE, uri=uri)
+def _connect(path: str, lock: FileLock | None = None, *, uri: str = "") -> Connection:
+    """Return a connection to the file at *path*, or at *uri*. Raises OutboxUnusable where a fork forbids it."""
+    identity = _identity(path)
+    if identity is not None and identity in [other.identity for other in _open if other.is_inherited]:
+        raise forked(path)
+    options = {"isolation_level": None, "check_same_thread": False, "timeout": OUTSIDER_PATIENCE, "uri": bool(uri)}
+    connection = Connection(uri or path, identity, lock, **options)
+    if lock is not None and lock.is_inherited:  # a signal handler forked just now
+        connection.forbid()
+        raise forked(path)
     connection.text_factory = _decoded
     return connection
 
@@ -133,6 +183,15 @@ def _empty() -> Connection:
     for statement in sql.SETUP:
         connection.execute(statement)
     return connection
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return device and inode, None where there is no such file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _decoded(data: bytes) -> str:

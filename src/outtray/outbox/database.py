@@ -7,9 +7,9 @@ import sqlite3
 import sys
 
 from outtray import journal
-from outtray.errors import DiskFull, OutboxBusy, OutboxDamaged, OutboxError, OutboxUnusable
+from outtray.errors import DiskFull, OutboxBusy, OutboxDamaged, OutboxError
 from outtray.outbox import opening, places, reserve, sql
-from outtray.outbox.connection import Connection, DamageFound, is_damage, translated
+from outtray.outbox.connection import Connection, DamageFound, forbid_all, forked, is_damage, translated
 from outtray.outbox.files import database_path, gate_path
 from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Gate, Header, new_epoch
 from outtray.outbox.ledger import Ledger
@@ -45,14 +45,13 @@ class Database:
         self._gate = Gate(gate_path(directory))
         self._connection: Connection | None = None
         self._path = ""
-        self._identity = (0, 0)
+        self._identity: tuple[int, int] | None = None
         self._generation = 0
         self._is_fresh = True  # nothing was appended since the file was opened
         self._ledger = Ledger()
         self._wal = Sync()
         self._is_wal_doubtful = False  # the disk did not confirm it
         self._leaving = False
-        self._inherited: Connection | None = None
 
     def writing(self) -> Writing:
         """Return a context manager for one transaction under the gate; it gives a `Transaction`."""
@@ -217,10 +216,8 @@ class Database:
             self._close_connection()
         self._gate.leave(frame)
 
-    def _ready(self) -> tuple[sqlite3.Connection, Header]:
+    def _ready(self) -> tuple[Connection, Header]:
         """Return the connection and the header, both true of what lies at the path now; only inside the gate."""
-        if self._inherited is not None:
-            raise OutboxUnusable(f"this process was forked while {self.directory} was in use; it cannot use it")
         if self._connection is not None and self._connection.in_transaction:
             self._roll_back(self._connection)  # an exception of a signal handler tore it
         header = self._gate.read()
@@ -256,10 +253,10 @@ class Database:
         connection.execute(sql.COMMIT)
         self._ledger.forget()
 
-    def _roll_back(self, connection: sqlite3.Connection) -> None:
+    def _roll_back(self, connection: Connection) -> None:
         """Undo the open transaction, if there is one."""
         self._ledger.take_back()
-        if connection.in_transaction:
+        if connection.in_transaction and not connection.is_inherited:
             connection.execute(sql.ROLLBACK)
 
     def _is_at_path(self, header: Header) -> bool:
@@ -272,7 +269,7 @@ class Database:
             return False
         return (found.st_dev, found.st_ino) == self._identity
 
-    def _open(self) -> tuple[sqlite3.Connection, Header]:
+    def _open(self) -> tuple[Connection, Header]:
         """Open what the header names, or the next generation where that is damaged."""
         self._close_connection()
         is_another = not self._gate.file.is_at_path()
@@ -298,24 +295,23 @@ class Database:
         self._gate.write(header)
         return connection, header
 
-    def _begin_generation(self, error: BaseException) -> tuple[sqlite3.Connection, Header]:
+    def _begin_generation(self, error: BaseException) -> tuple[Connection, Header]:
         """Leave a damaged file as it is and go on in a new one; only inside the gate."""
         self._close_connection()
         return self._use(*opening.open_next(self.directory, self._gate, error))
 
-    def _use(self, connection: Connection, header: Header) -> tuple[sqlite3.Connection, Header]:
-        if connection.is_inherited:  # a signal handler forked while it was being opened
-            self._never_use(connection)
-            raise OutboxUnusable(f"this process was forked while {self.directory} was in use; it cannot use it")
+    def _use(self, connection: Connection, header: Header) -> tuple[Connection, Header]:
+        self._path = database_path(self.directory, header.generation)
         try:
-            path = self._path = database_path(self.directory, header.generation)
             connection.execute(sql.CHECKPOINT_AFTER.format(reserve.log_pages(self.directory)))
-            found = os.stat(path)
-            self._wal.open(f"{path}-wal")
+            self._wal.open(f"{self._path}-wal")
         except BaseException:
             connection.close()
             raise
-        self._connection, self._identity = connection, (found.st_dev, found.st_ino)
+        if connection.is_inherited:  # a signal handler forked while it was being opened
+            raise forked(self._path)
+        self._connection = connection
+        self._identity = connection.identity
         self._generation = header.generation
         self._is_fresh = True
         self.openings += 1
@@ -359,35 +355,26 @@ class Database:
 
     def before_fork(self, frame: FrameType) -> None:
         """Keep the threads out while *frame* forks, and close the file if nobody else is at the gate just now."""
-        self._gate.keep_threads_out()  # also where it comes out of a call of this very thread, that may not be inside
-        try:
-            self._gate.enter(frame, alone=False)
-        except OutboxError:
-            return  # the fork comes out of a call of this very thread, or a thread does not come out
-        if self._gate.try_file(FORK_PATIENCE):
+        is_outside = self._gate.before_fork(frame)
+        self._wal.before_fork()
+        if is_outside and self._gate.try_file(FORK_PATIENCE):
             self._close_connection()
             self._gate.leave_file()
 
     def after_fork_in_parent(self, frame: FrameType) -> None:
         """Let the threads go on."""
-        self._gate.leave(frame)
-        self._gate.let_threads_in()
+        self._wal.after_fork_in_parent()
+        self._gate.after_fork_in_parent(frame)
 
-    def after_fork_in_child(self) -> None:
+    def after_fork_in_child(self, frame: FrameType) -> None:
         """Begin anew in the child, which has none of the parent's threads and locks."""
-        connection, self._connection = self._connection, None
-        self._wal.close_in_child()
-        self._wal = Sync()
-        self._gate = Gate(self._gate.file.path)
+        lock = self._gate.file
+        if self._gate.after_fork_in_child(frame):
+            forbid_all(lock)
+        self._connection = None
+        self._wal.after_fork_in_child()
         self._ledger = Ledger()  # what the parent has not written is the parent's to write
         self.unsynced = False
-        if connection is not None:  # it crossed the fork out of a call of this thread, or past a gate that stayed shut
-            self._never_use(connection)
-
-    def _never_use(self, connection: Connection) -> None:
-        """Refuse all use of a connection that crossed a fork; not even its prepared statements run any more."""
-        connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
-        self._inherited = connection
 
 
 class Writing:

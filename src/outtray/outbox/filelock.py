@@ -1,47 +1,45 @@
-"""A lock on a file that the kernel releases when its holder dies; never shared with a forked child."""
+"""A lock on a file that the kernel releases when its holder dies; never shared with a forked child.
+
+A signal handler may fork while another method is under way, and that method goes on in the child. So each looks at
+the descriptor and uses it in one step, without a call of a Python function between, in which a handler could come:
+the number may be another file's by then.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from _weakrefset import WeakSet
 
 from outtray import forking
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
 if sys.platform == "win32":
     import msvcrt
 
+    _TAKE, _GIVE_BACK = msvcrt.LK_NBLCK, msvcrt.LK_UNLCK
     _FAR_AWAY = 1 << 30  # msvcrt locks bytes against reading too, so the locked one lies behind all content
 
-    def _lock(descriptor: int) -> None:
+    def _lock(descriptor: int, operation: int) -> None:
         os.lseek(descriptor, _FAR_AWAY, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(descriptor, operation, 1)
 
-    def _unlock(descriptor: int) -> None:
-        os.lseek(descriptor, _FAR_AWAY, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-
-    def _read(descriptor: int, size: int) -> bytes:
-        os.lseek(descriptor, 0, os.SEEK_SET)
+    def _read(descriptor: int, size: int, offset: int) -> bytes:
+        os.lseek(descriptor, offset, os.SEEK_SET)
         return os.read(descriptor, size)
 
-    def _write(descriptor: int, data: bytes) -> None:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, data)
+    def _write(descriptor: int, data: bytes, offset: int) -> int:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.write(descriptor, data)
 else:
     import fcntl
 
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def _unlock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-    def _read(descriptor: int, size: int) -> bytes:
-        return os.pread(descriptor, size, 0)
-
-    def _write(descriptor: int, data: bytes) -> None:
-        os.pwrite(descriptor, data, 0)
+    _TAKE, _GIVE_BACK = fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN
+    _lock, _read, _write = fcntl.flock, os.pread, os.pwrite
 
 
 _all: WeakSet[FileLock] = WeakSet()
@@ -50,11 +48,13 @@ _all: WeakSet[FileLock] = WeakSet()
 class FileLock:
     """An exclusive lock on the file *path*, which also holds a few bytes of content.
 
-    Threads of one process that use the same object are not parted by it: they need a lock of their own.
+    Threads of one process that use the same object are not parted by it: they need a lock of their own. One that
+    *is_inherited* was made before this process was forked, and is closed for good.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.is_inherited = False
         self._descriptor = -1
         _all.add(self)
 
@@ -67,20 +67,26 @@ class FileLock:
         """Open the file, made with mode 0600 whatever the umask if *create*. Raises OSError."""
         flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         self._descriptor = os.open(self.path, flags | (os.O_CREAT if create else 0), 0o600)
+        if self.is_inherited:  # perhaps by a fork just now: then the descriptor shares the parent's lock
+            self.close()
+            raise _inherited()
         if create and sys.platform != "win32" and os.fstat(self._descriptor).st_mode & 0o777 != 0o600:
             os.fchmod(self._descriptor, 0o600)
 
     def try_acquire(self) -> bool:
         """Take the lock and return True, or False at once if somebody has it. Raises OSError."""
         try:
-            _lock(self._descriptor)
+            if self.is_inherited:
+                raise _inherited()
+            _lock(self._descriptor, _TAKE)
         except (BlockingIOError, PermissionError):  # the second is what Windows says
             return False
         return True
 
     def release(self) -> None:
-        """Give the lock back; the file stays open."""
-        _unlock(self._descriptor)
+        """Give the lock back if the file is open, which it stays."""
+        if self._descriptor >= 0:
+            _lock(self._descriptor, _GIVE_BACK)
 
     def close(self) -> None:
         """Close the file, which gives the lock back if no forked process shares it."""
@@ -90,11 +96,11 @@ class FileLock:
 
     def read(self, size: int) -> bytes:
         """Return the first *size* bytes of the content, fewer if there are fewer."""
-        return _read(self._descriptor, size)
+        return _read(self._descriptor, size, 0)
 
     def write(self, data: bytes) -> None:
         """Put *data* at the start of the content."""
-        _write(self._descriptor, data)
+        _write(self._descriptor, data, 0)
 
     def sync(self) -> None:
         """Have the content on the disk before returning."""
@@ -109,9 +115,14 @@ class FileLock:
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
-def _close_all_in_child() -> None:
+def _inherited() -> OSError:
+    return OSError(errno.EBADF, "this process was forked in the middle of a call, which goes on in its parent")
+
+
+def _close_all_in_child(_: FrameType) -> None:
     """Close every lock file in a forked child; its descriptors share the parent's locks: unlocking would end those."""
     for lock in list(_all):
+        lock.is_inherited = True
         lock.close()
 
 

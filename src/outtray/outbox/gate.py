@@ -126,7 +126,7 @@ class Gate:
         self._threads = threading.RLock()
         self._frames: dict[int, FrameType] = {}
         self._alone = False
-        self._is_forking = False
+        self._forks = 0
         self._patience = DEADLINE
 
     def enter(self, frame: FrameType, *, alone: bool = True) -> None:
@@ -163,35 +163,39 @@ class Gate:
         me = threading.get_ident()
         if self._frames.get(me) is not frame:
             return
+        threads = self._threads  # a child that a signal handler forks in here has another one
         try:
-            if self._is_mine():
+            if _is_mine(threads):
                 self.leave_file()
         finally:
-            if self._is_mine():
-                self._threads.release()
+            if _is_mine(threads):
+                threads.release()
             del self._frames[me]
+            if self.file.is_inherited:
+                self.file = FileLock(self.file.path)
 
     def is_inside(self, frame: FrameType) -> bool:
         """Tell whether *frame* is inside, in this thread."""
-        return self._frames.get(threading.get_ident()) is frame and self._is_mine()
+        return self._frames.get(threading.get_ident()) is frame and _is_mine(self._threads)
 
     def leave_file(self) -> None:
         """Let other processes in; this process's other threads stay out until `leave`."""
         if self._alone:
             self._alone = False
-            if self.file.is_open:
-                try:
-                    self.file.release()
-                except OSError:
-                    self.file.close()  # which gives the lock back too; the next one in opens the file again
+            try:
+                self.file.release()
+            except OSError:
+                self.file.close()  # which gives the lock back too; the next one in opens the file again
 
     def try_file(self, patience: float) -> bool:
         """Keep other processes out too, and tell whether that worked within *patience* (seconds); only inside."""
         if not self.file.is_open:
             return False
+        usual = self._patience
         try:
-            self._wait_for_file(time.monotonic() + min(patience, self._patience))
-        except OutboxBusy:
+            self._wait_for_file(time.monotonic() + min(patience, usual))
+        except (OutboxBusy, OSError):
+            self._patience = usual
             return False
         self._alone = True
         return True
@@ -202,25 +206,48 @@ class Gate:
         self.file.open(create=True)
         self._wait_for_file(time.monotonic() + DEADLINE)
 
-    def keep_threads_out(self) -> None:
-        """Wait until no other thread is inside, and keep them out until `let_threads_in`: the process forks.
+    def before_fork(self, frame: FrameType) -> bool:
+        """Keep the other threads out while *frame* forks; tell whether this thread is in no call that is inside.
 
-        One that is inside may hold one of SQLite's own mutexes, and the child would wait for it for ever.
+        A thread that is inside may hold one of SQLite's own mutexes, and the child would wait for it for ever.
         """
         torn = self._frames.get(threading.get_ident())
         if torn is not None and not _is_on_stack(torn):
             self.leave(torn)
-        self._is_forking = self._threads.acquire(timeout=DEADLINE)
+        self._forks += self._threads.acquire(timeout=DEADLINE)
+        try:
+            self.enter(frame, alone=False)
+        except OutboxBusy:
+            return False  # the fork comes out of a call of this very thread, or a thread does not come out
+        return True
 
-    def let_threads_in(self) -> None:
-        """End what `keep_threads_out` began."""
-        if self._is_forking:
-            self._is_forking = False
-            self._threads.release()
+    def after_fork_in_parent(self, frame: FrameType) -> None:
+        """End what `before_fork` began."""
+        self.leave(frame)
+        threads = self._threads
+        if self._forks:
+            self._forks -= 1
+            if _is_mine(threads):  # not in a child that was itself forked in the middle of this
+                threads.release()
 
-    def _is_mine(self) -> bool:
-        """Tell whether this thread has the lock between threads: known even where an exception cut `acquire` off."""
-        return self._threads._is_owned()  # type: ignore[attr-defined, no-any-return]
+    def after_fork_in_child(self, frame: FrameType) -> bool:
+        """Begin anew in the child that *frame* forked; tell whether a call goes on there that could use the files.
+
+        That call comes from the parent, and ends there. Here it can do no more than leave: its lock is closed. Until
+        then it is inside, so that nothing is opened that it could write to.
+        """
+        me = threading.get_ident()
+        inside, is_mine = self._frames.get(me), _is_mine(self._threads)
+        self._frames.clear()
+        self._threads = threading.RLock()
+        self._alone = False
+        self._forks = 0
+        self._patience = DEADLINE
+        if inside is None or inside is frame or not _is_on_stack(inside):
+            self.file = FileLock(self.file.path)
+            return False
+        self._frames[me] = inside
+        return is_mine
 
     def read(self) -> Header | None:
         """Return the header, None if it is missing or damaged. Outside the gate a torn read counts as damaged."""
@@ -247,6 +274,11 @@ class Gate:
     def _holder(self) -> str:
         header = self.read()
         return "another process" + (f" (process {header.pid} passed it last)" if header and header.pid else "")
+
+
+def _is_mine(threads: threading.RLock) -> bool:
+    """Tell whether this thread has the lock between *threads*: known even where an exception cut `acquire` off."""
+    return threads._is_owned()  # type: ignore[attr-defined, no-any-return]
 
 
 def _is_on_stack(frame: FrameType) -> bool:

@@ -6,6 +6,7 @@ g times 2**40, so that what is saved of the older ones keeps its ids, and with t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -14,11 +15,12 @@ from outtray import journal
 from outtray.outbox import sql
 from outtray.outbox.connection import DamageFound, is_damage, open_database, open_for_reading
 from outtray.outbox.files import database_path, is_blank, kept_wal_path, kept_wals, newest_generation
-from outtray.outbox.gate import Header, new_epoch
+from outtray.outbox.gate import Gate, Header, new_epoch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from outtray.outbox.connection import Connection
+    from outtray.outbox.filelock import FileLock
 
 LEFT = "left {}"
 """Key in `meta`: what the header said of a generation when it was left, as JSON, empty if it was damaged too."""
@@ -51,11 +53,19 @@ def is_missing(directory: str, number: int, header: Header | None) -> bool:
     return was_there and is_blank(path)
 
 
-def is_begun(path: str) -> bool:
-    """Tell whether the database at *path*, of a generation after the first, was ever complete; only inside the gate.
+def current(directory: str, header: Header | None) -> tuple[int, Header | None]:
+    """Return the generation in use, and *header* if it is that one's. Raises sqlite3.Error and OSError.
 
-    Raises sqlite3.Error for what is no damage.
+    An older one comes out of a backup, or whoever began the newer generation was killed at the last step.
     """
+    newest = newest_generation(directory)
+    if header is None or (newest > header.generation and _is_begun(database_path(directory, newest))):
+        return newest, None
+    return header.generation, header
+
+
+def _is_begun(path: str) -> bool:
+    """Tell whether the database at *path*, of a generation after the first, was ever complete. Raises sqlite3.Error."""
     if is_blank(path):
         return False
     try:
@@ -70,21 +80,22 @@ def is_begun(path: str) -> bool:
         raise
 
 
-def begin(directory: str, old: Header | None, reason: object) -> tuple[Connection, Header]:
-    """Begin the generation after *old* and return its connection and header, which is still to be written and synced.
+def begin(directory: str, gate: Gate, reason: object) -> tuple[Connection, Header]:
+    """Begin the next generation and return its connection and header, which is still to be written and synced.
 
-    *old* is None where the header is damaged too. Raises sqlite3.Error and OSError: then *old* still holds.
+    Only inside *gate*. Raises sqlite3.Error, OSError and OutboxUnusable: then what its header says still holds.
     """
-    previous = old.generation if old is not None else newest_generation(directory)
-    keep_wal(directory, previous)
+    previous, old = current(directory, gate.read())  # None where the header is damaged too
+    keep_wal(directory, gate.file, previous)
     left = database_path(directory, previous)
     is_gone = not (os.path.isfile(left) or os.path.isfile(f"{left}-wal") or kept_wals(directory, previous))
     generation = previous + 1
     path = database_path(directory, generation)
     for leftover in (path, f"{path}-wal", f"{path}-shm"):
-        if os.path.lexists(leftover):  # of an attempt that ended before the header named it
+        # Of an attempt that ended before the header named it; or of the parent, in a child forked just now.
+        if os.path.lexists(leftover) and not gate.file.is_inherited:
             os.unlink(leftover)
-    connection = open_database(path)
+    connection = open_database(path, gate.file)
     try:
         known = {} if old is None else {"last_id": old.last_id, "settled_id": old.settled_id}
         connection.execute(sql.BEGIN)
@@ -106,10 +117,11 @@ def begin(directory: str, old: Header | None, reason: object) -> tuple[Connectio
     return connection, Header(generation, new_epoch(), base_id(generation), flags=flags)
 
 
-def keep_wal(directory: str, generation: int) -> str | None:
+def keep_wal(directory: str, lock: FileLock, generation: int) -> str | None:
     """Set a copy of the write-ahead log aside, before the next write or close overwrites what SQLite dropped of it.
 
-    Returns the copy's path, None if there is nothing to keep or no room for it: then the move goes on without.
+    Only under *lock*. Returns the copy's path, None if there is nothing to keep or no room for it: then the move goes
+    on without.
     """
     path = f"{database_path(directory, generation)}-wal"  # SQLite keeps no locks on this file
     if not _size(path):
@@ -118,12 +130,14 @@ def keep_wal(directory: str, generation: int) -> str | None:
     while os.path.lexists(copy := kept_wal_path(directory, generation, number)):
         number += 1
     try:
-        with open(path, "rb") as source, open(_create(copy), "wb") as target:
-            while data := source.read(1024 * 1024):
-                target.write(data)
+        with open(path, "rb", buffering=0) as source, open(_create(copy), "wb", buffering=0) as target:
+            # A child that a signal handler forks in here shares the offsets of both.
+            while not lock.is_inherited and (data := source.read(1024 * 1024)) and not lock.is_inherited:
+                if target.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         journal.failed("keeping a damaged write-ahead log", error)
-        if os.path.lexists(copy):
+        if os.path.lexists(copy) and not lock.is_inherited:
             os.unlink(copy)
         return None
     return copy

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxUnusable
 from outtray.outbox import sql
 from outtray.outbox.connection import DamageFound, is_damage, open_for_reading, translated
-from outtray.outbox.files import database_path, gate_path, has_outbox, newest_generation, reserve_path
+from outtray.outbox.files import database_path, gate_path, has_outbox, reserve_path
 from outtray.outbox.gate import Gate
-from outtray.outbox.generation import is_missing
+from outtray.outbox.generation import current, is_missing
 from outtray.outbox.records import Cursor
 
 TYPE_CHECKING = False
@@ -188,7 +188,7 @@ def look(directory: str) -> Iterator[Look]:
     path = directory
     try:
         header = gate.read() if gate.file.is_open else None
-        number = header.generation if header else newest_generation(directory)
+        number, header = current(directory, header)
         path = database_path(directory, number)
         if is_missing(directory, number, header):
             raise DamageFound("it is gone, empty or no file, though messages were stored in it")

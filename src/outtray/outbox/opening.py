@@ -10,7 +10,7 @@ from outtray import consent, journal
 from outtray.errors import OutboxUnusable
 from outtray.outbox import generation, sql
 from outtray.outbox.connection import Connection, DamageFound, is_damage, open_database
-from outtray.outbox.files import database_path, newest_generation
+from outtray.outbox.files import database_path
 from outtray.outbox.gate import Gate, Header, boot_number, new_epoch
 from outtray.outbox.transaction import WITHDRAWN, Transaction
 
@@ -30,7 +30,7 @@ def open_current(directory: str, gate: Gate, header: Header | None) -> tuple[Con
 
 def open_next(directory: str, gate: Gate, reason: BaseException) -> tuple[Connection, Header]:
     """Begin the next generation for *reason*; its header is on the disk before anything is stored in it."""
-    connection, header = generation.begin(directory, gate.read(), reason)
+    connection, header = generation.begin(directory, gate, reason)
     try:
         _heed_choice(directory, connection, header)
         gate.write(header)
@@ -42,16 +42,13 @@ def open_next(directory: str, gate: Gate, reason: BaseException) -> tuple[Connec
 
 
 def _open(directory: str, gate: Gate, header: Header | None) -> tuple[Connection, Header]:
-    newest = newest_generation(directory)
-    if header is not None and newest > header.generation and generation.is_begun(database_path(directory, newest)):
-        header = None  # an old one, as out of a backup; or whoever began that generation was killed at the last step
-    number = header.generation if header else newest
+    number, header = generation.current(directory, header)
     path = database_path(directory, number)
     if generation.is_missing(directory, number, header):
         raise DamageFound(f"{path} is gone, empty or no file, though messages were stored in it")
     # Who closes it last leaves no log, and SQLite syncs the log's beginning before it takes the first row.
     was_left_open = os.path.exists(f"{path}-wal") and os.stat(f"{path}-wal").st_size > 0
-    connection = open_database(path)
+    connection = open_database(path, gate.file)
     try:
         highest = max(connection.execute(sql.HIGHEST_ID).fetchone()[0], generation.base_id(number))
         is_rebuilt = header is None
@@ -60,7 +57,7 @@ def _open(directory: str, gate: Gate, header: Header | None) -> tuple[Connection
             header.settled_id = connection.execute(sql.LOWEST_CURSOR).fetchone()[0]
             was_left_open = was_left_open and highest > generation.base_id(number)  # else its creator was killed
         elif header.last_id > highest:  # before anything is written to the log, which may still have them
-            _count_missing(directory, connection, number, highest, header.last_id)
+            _count_missing(directory, gate, connection, number, highest, header.last_id)
         if was_left_open and header.boot != boot_number() != 0:
             _count_unclean_restart(directory, connection)
         header.last_id = max(header.last_id, highest)
@@ -82,9 +79,11 @@ def _heed_choice(directory: str, connection: sqlite3.Connection, header: Header)
     header.choice = choice
 
 
-def _count_missing(directory: str, connection: sqlite3.Connection, number: int, highest: int, last_id: int) -> None:
+def _count_missing(
+    directory: str, gate: Gate, connection: sqlite3.Connection, number: int, highest: int, last_id: int
+) -> None:
     """Count messages that the header knows and the database lost, once; some may be in what is kept of the log."""
-    kept = generation.keep_wal(directory, number)
+    kept = generation.keep_wal(directory, gate.file, number)
     missing = last_id - highest
     journal.rows_missing(missing, directory)
     connection.execute(sql.BEGIN)

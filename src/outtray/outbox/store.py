@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import TypeVar
 
+    from outtray.outbox.connection import Connection
     from outtray.outbox.gate import Header
     from outtray.outbox.sync import Waiter
     from outtray.settings import Settings
@@ -180,7 +181,7 @@ class Outbox(Database):
 
     def _append_with_care(
         self,
-        connection: sqlite3.Connection,
+        connection: Connection,
         header: Header,
         content: tuple[str, str, float, bytes, str],
         *,
@@ -452,9 +453,9 @@ def _after_fork_in_parent(frame: FrameType) -> None:
         outbox.after_fork_in_parent(frame)
 
 
-def _after_fork_in_child() -> None:
+def _after_fork_in_child(frame: FrameType) -> None:
     for outbox in list(_shared.values()):
-        outbox.after_fork_in_child()
+        outbox.after_fork_in_child(frame)
 
 
 forking.before.append(_before_fork)

@@ -56,11 +56,19 @@ class Sync:
                 descriptor, self._descriptor = self._descriptor, -1
                 os.close(descriptor)
 
-    def close_in_child(self) -> None:
-        """Let go of the log in a forked child: what the parent's threads wait for is the parent's to sync."""
-        self._turn._at_fork_reinit()  # type: ignore[attr-defined]  # a call that goes on in the child may wait for it
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+    def before_fork(self) -> None:
+        """Wait until no other thread syncs: a call that waits for that thread may go on in the child."""
+        self._turn.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Let the other threads go on."""
+        self._turn.release()
+
+    def after_fork_in_child(self) -> None:
+        """Let go of the log: what the parent's threads wait for is the parent's to sync."""
+        self._waiting = []
+        self.close()
+        self._turn.release()
 
     def join(self) -> Waiter:
         """Return a waiter for what was committed just now; only inside the gate."""
