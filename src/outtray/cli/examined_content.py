@@ -12,7 +12,7 @@ from outtray.cli.output import age_text, count_text, size_text
 from outtray.delivery.drain import read_delivery_settings
 from outtray.errors import Postponed
 from outtray.outbox import sources
-from outtray.outbox.files import database_path, is_blank
+from outtray.outbox.files import database_path, is_blank, is_no_file
 from outtray.outbox.generation import is_missing
 from outtray.outbox.inspect import BAD_HEADER, OF_MESSAGES, TORN, Unreadable, inspect
 from outtray.outbox.store import DELIVERY_SETTINGS
@@ -69,7 +69,7 @@ class ExaminedContent:
         try:
             if is_missing(self._directory, self._examination.generation, self._examination.header):
                 self._unreadable = f"{path} is gone or empty, though messages were stored in it", _PUT_BACK
-                if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+                if is_no_file(path):
                     self._unreadable = f"{path} is not a regular file", f"move {path} away, then {_PUT_BACK}"
             elif not is_blank(path):
                 self._content = inspect(path, messages=1)
