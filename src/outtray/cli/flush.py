@@ -146,7 +146,6 @@ class _Run:
         try:
             if settings.problems:
                 raise SettingsError(f"{settings.problems[0]}; nothing was sent")
-            self._finish_withdrawal(settings)
             is_damaged = _has_damaged_files(settings)
             try:
                 found = status(settings)
@@ -155,21 +154,17 @@ class _Run:
             if found["pending"] or found["deferred"] or is_damaged:
                 report = self._deliver(settings, found["pending"], heed_wait=heed_wait)
                 found = status(settings)
+            if _finish_erasure(settings):
+                found = status(settings)
         except SettingsError as error:
             report = FlushReport("not configured", reason=str(error))
         except OutboxBusy as error:
-            report = FlushReport("postponed", reason=str(error))
+            report = replace(report, outcome="postponed", reason=str(error), wait=None)
         except (OutboxError, OSError) as error:
-            report = FlushReport("failed", reason=str(error))
+            report = replace(report, outcome="failed", reason=str(error))
         if report.outcome == "limit" and not found["pending"]:
             report = replace(report, outcome="drained")
         return _Result(settings.app, report, found["pending"], found["deferred"], found.get("oldest_pending_age"))
-
-    def _finish_withdrawal(self, settings: Settings) -> None:
-        """Remove what a withdrawal that was ended before it was through has left. Raises OutboxError."""
-        if consent.stored(settings.directory) == consent.DENIED and exists(settings.directory):
-            with outboxes.opened(settings) as outbox:
-                erasure.finish(outbox)
 
     def _deliver(self, settings: Settings, pending: int, *, heed_wait: bool) -> FlushReport:
         from outtray.delivery.flush import FlushReport, flush
@@ -201,6 +196,19 @@ class _Run:
         is_telling = _is_busy(report) or (report.outcome in _TELLING and not is_denied_in_vain)
         if self._is_talking or report.dead or is_old or is_telling:
             say(_line(result))
+
+
+def _finish_erasure(settings: Settings) -> bool:
+    """Do what an erasure that was cut off has left, also one by a choice that came no further than its file.
+
+    Returns False where there is none. Raises OutboxError.
+    """
+    is_denied = consent.stored(settings.directory) == consent.DENIED
+    if not exists(settings.directory) or not (is_denied or outboxes.is_erasing(settings)):
+        return False
+    with outboxes.opened(settings) as outbox:
+        erasure.finish(outbox)
+    return True
 
 
 def _is_busy(report: FlushReport) -> bool:
