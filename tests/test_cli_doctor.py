@@ -619,6 +619,11 @@ def test_without_inodes_no_file_can_be_made(tmp_path: Path, capsys: Capture) -> 
             except OSError:
                 break
         assert "no inodes are left" in found(capsys, "space", "--dir", str(place))
+        for number in range(4):  # for the directory, the gate, the database and its first journal, but not for all
+            (place / f"{number}").unlink()
+        assert not outtray.Tray(app="b", dir=str(place), flush="manual").track("e"), "its database cannot be finished"
+        assert (place / "b" / "outbox-1-0.db").exists()
+        assert found(capsys, "space", "--dir", str(place), "--app", "b")
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True, timeout=30)
 

@@ -14,7 +14,7 @@ from outtray.errors import Postponed
 from outtray.outbox import sources
 from outtray.outbox.files import database_path, is_blank, is_no_file
 from outtray.outbox.generation import is_missing
-from outtray.outbox.inspect import BAD_HEADER, OF_MESSAGES, TORN, Unreadable, inspect
+from outtray.outbox.inspect import BAD_HEADER, OF_MESSAGES, TORN, Unreadable, Unstarted, inspect
 from outtray.outbox.store import DELIVERY_SETTINGS
 from outtray.outbox.transaction import ERASING
 from outtray.settings import without_credentials
@@ -73,6 +73,10 @@ class ExaminedContent:
                     self._unreadable = f"{path} is not a regular file", f"move {path} away, then {_PUT_BACK}"
             elif not is_blank(path):
                 self._content = inspect(path, messages=1)
+        except Unstarted as error:
+            header = self._examination.header
+            if header is not None and header.last_id:
+                self._unreadable = str(error), _SALVAGE
         except Unreadable as error:
             self._unreadable = str(error), _SALVAGE
         except OSError as error:  # such as no room for the copy

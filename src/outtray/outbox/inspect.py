@@ -51,6 +51,10 @@ class Unreadable(Exception):
     """There is no outbox in what was named; the text says why."""
 
 
+class Unstarted(Unreadable):
+    """It was made, and nothing was stored in it, as its creator was killed or had no room: the next use begins anew."""
+
+
 def find_databases(path: str) -> list[str]:
     """Return the database files that *path* means: itself, those in the folder, or in the folders right below it.
 
@@ -108,8 +112,10 @@ class _Inspection:
     def report(self, messages: int) -> dict[str, Any]:
         application_id, minor = self._connection.execute(sql.FORMAT).fetchone()
         name = NAME.fullmatch(os.path.basename(self._path))
+        if application_id == 0 and self._connection.execute(sql.IS_EMPTY).fetchone()[0]:
+            raise Unstarted(f"{self._path} was not finished when it was made: it has no tables")
         if application_id == 0 and name:
-            raise Unreadable(f"{self._path} is damaged, or was not finished when it was made: it has no tables")
+            raise Unreadable(f"{self._path} is damaged, or was not finished when it was made")
         if application_id != sql.APPLICATION_ID:
             raise Unreadable(f"{self._path} is an SQLite file but no outbox of outtray")
         major, generation = (int(name[1]), int(name[2])) if name else (None, None)
@@ -265,7 +271,7 @@ def _require_sqlite(copy: str, path: str) -> None:
     with open(copy, "rb") as file:
         beginning = file.read(len(SQLITE_MAGIC))
     if not beginning and not _size(f"{copy}-wal"):
-        raise Unreadable(f"{path} is empty: nothing was ever stored in it")
+        raise Unstarted(f"{path} is empty: nothing was ever stored in it")
     if beginning and beginning != SQLITE_MAGIC:
         raise Unreadable(f"{path} is no SQLite file, or its beginning is damaged")
 
