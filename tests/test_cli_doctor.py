@@ -693,6 +693,28 @@ def test_after_a_salvage_nothing_is_left_to_be_done(statement: str, outbox: Path
     assert examined(capsys, "--salvage", code=0)["findings"] == []
 
 
+def test_a_view_that_cannot_be_read_is_left_behind_by_a_salvage(outbox: Path, capsys: Capture) -> None:
+    database = outbox / "outbox-1-0.db"
+    data = database.read_bytes()
+    assert data.count(b"e.attempts") == 1
+    database.write_bytes(data.replace(b"e.attempts", b"e.attempus"))
+    assert main(["list"]) == 78
+    assert "`outtray doctor --salvage`" in capsys.readouterr().err
+    assert "cannot be read" in found(capsys, "content")
+    assert examined(capsys, "--salvage", code=0)["findings"] == []
+    assert main(["list"]) == 0
+
+
+def test_a_count_of_another_type_is_no_count(outbox: Path, capsys: Capture) -> None:
+    change(outbox, "INSERT INTO ledger VALUES ('busy', 3), ('full', x'ff'), (x'6c6f7374', 2)")
+    assert examined(capsys, code=0)["checks"]["ledger"] == (
+        "busy 3; in the past: lost 2 (messages that were stored and are gone)"
+    )
+    capsys.readouterr()
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ledger"] == {"busy": 3, "full": 0, "lost": 2}
+
+
 @pytest.mark.parametrize(
     "statement",
     [

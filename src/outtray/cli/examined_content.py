@@ -88,7 +88,9 @@ class ExaminedContent:
         if self._content is None or TORN in self._content["problems"]:
             return False
         wrong = ("wrong_cursors", "wrong_marks", "unaccounted")
-        return self._content["integrity"] != ["ok"] or any(self._content[each] not in ([], 0) for each in wrong)
+        is_unreadable = any(self._content[each] is None for each in ("messages", "states", "ledger", "meta", "newest"))
+        is_wrong = any(self._content[each] not in ([], 0) for each in wrong)
+        return is_unreadable or is_wrong or self._content["integrity"] != ["ok"]
 
     def checks(self, *, online: bool) -> dict[str, Callable[[], str]]:
         """Return the checks by name; *online* sees whether the receiver answers, too."""

@@ -21,7 +21,7 @@ from outtray.outbox import sql
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.files import MAJOR
 from outtray.outbox.gate import Header
-from outtray.outbox.look import Look
+from outtray.outbox.look import Look, counted
 from outtray.outbox.records import is_intact
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class _Inspection:
             "messages": self._rows("messages", sql.SPAN, lambda rows: dict(zip(_SPAN, rows[0], strict=True))),
             "states": self._rows("states", sql.STATE_COUNTS, _by_destination),
             "cursors": self._rows("cursors", sql.CURSORS, _cursors),
-            "ledger": self._rows("ledger", sql.LEDGER, dict),
+            "ledger": self._rows("ledger", sql.LEDGER, counted),
             "meta": self._rows("what it knows of itself", sql.ALL_META, dict),
             "integrity": self._integrity(),
             **self._bodies(),
