@@ -499,7 +499,7 @@ sys.stdin.read()
         holding.send_signal(signal.SIGSTOP)
         assert main(["consent", "off"]) == 75
         shown = capsys.readouterr()
-        assert "your choice is kept" in shown.err
+        assert "your choice (off) is kept" in shown.err
         assert f"process {holding.pid} (stopped) keeps the gate: continue it (kill -CONT {holding.pid})" in shown.err
         assert shown.out == "a: denied (your choice, see `outtray consent`)\n"
         assert main(["forget", "--yes"]) == 75
@@ -737,6 +737,24 @@ def test_a_forgetting_that_was_killed_stays_one_of_everything(server: FakeServer
     tray.close()
     assert main(["consent", "off"]) == 0
     assert texts(folder, "secret") == set()
+
+
+def test_a_forgetting_that_was_killed_at_its_end_is_finished_by_a_flush_with_nothing_to_send(
+    server: FakeServer, folder: Path, capsys: Capture
+) -> None:
+    tray = outtray.Tray(app="a", url=server.url, flush="manual")
+    for number in range(60):
+        assert tray.track(f"secret-{number}", {"text": "x" * 2_000})
+    with tray._outbox().writing() as transaction:
+        transaction.begin_erasure("forgotten")
+    erasure.remove_marked(tray._outbox())  # and killed before the file was written anew
+    store._shared.clear()
+    assert texts(folder, r"secret-\d+") != set()
+    assert states(capsys) == {}
+    assert main(["flush"]) == 0
+    assert texts(folder, r"secret-\d+") == set()
+    assert main(["doctor"]) == 0
+    assert server.received == []
 
 
 def test_a_forgotten_id_is_not_written_back(folder: Path, run_python: Run) -> None:

@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -528,6 +529,105 @@ def test_a_directory_in_place_of_another_file(name: str, outbox: Path, capsys: C
     assert "is not a regular file" in found(capsys, "rights")
 
 
+@pytest.mark.parametrize("is_running", [True, False])
+def test_a_gate_that_was_deleted_is_a_finding_where_messages_were_stored(
+    is_running: bool, outbox: Path, capsys: Capture
+) -> None:
+    tray = outtray.Tray(app="a", flush="manual")
+    assert tray.track("e")
+    if not is_running:
+        tray.close()
+    (outbox / "outbox-1.gate").unlink()
+    (finding,) = examined(capsys)["findings"]
+    assert finding["check"] == "gate"
+    assert "outbox-1.gate was deleted" in finding["text"]
+    assert tray.track("e")
+    tray.close()
+    fill("a", 1)
+    assert examined(capsys, code=0)["findings"] == []
+
+
+@pytest.mark.parametrize("name", ["outbox-1-0.db", "outbox-1.drain", "outbox-1.reserve", "client_id", "consent"])
+def test_a_file_that_its_owner_cannot_use(name: str, outbox: Path, capsys: Capture) -> None:
+    (outbox / name).touch()
+    (outbox / name).chmod(0o400)
+    report = examined(capsys)
+    (finding,) = [each for each in report["findings"] if each["check"] == "rights"]
+    assert finding["text"] == f"{outbox / name} has the mode 0400: its owner cannot read and write it"
+    assert finding["do"] == f"chmod 600 {outbox / name}"
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A folder that every user can reach."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+NOBODY = 65534
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="rights of POSIX")
+def test_a_directory_that_this_user_cannot_write(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("HOME", str(elsewhere))
+    fill("a", 2)
+    folder = elsewhere / ".local/state/outtray/a"
+    assert examined(capsys, code=0)["findings"] == []  # which also loads all that it needs
+    if os.geteuid() == 0:  # whom nothing is forbidden
+        subprocess.run(["chown", "-R", str(NOBODY), str(elsewhere)], check=True)
+
+    def findings(code: int) -> list[dict[str, str]]:
+        pid = os.fork()
+        if not pid:
+            status = 99
+            try:
+                if os.geteuid() == 0:
+                    os.setuid(NOBODY)
+                (elsewhere / "report").write_text(json.dumps(examined(capsys, code=code)["findings"]))
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        found: list[dict[str, str]] = json.loads((elsewhere / "report").read_text())
+        return found
+
+    folder.chmod(0o500)
+    (finding,) = findings(1)
+    assert finding["check"] == "directory"
+    assert finding["text"] == f"{folder} cannot be written by this user: nothing can be stored or delivered"
+    assert finding["do"].startswith(f"chmod 700 {folder}")
+    folder.chmod(0o700)
+    assert findings(0) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts")
+def test_without_inodes_no_file_can_be_made(tmp_path: Path, capsys: Capture) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m,nr_inodes=20", "none", str(place)]
+    if subprocess.run(mount, check=False, timeout=30).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        fill("a", 2, dir=str(place))
+        assert examined(capsys, "--dir", str(place), code=0)["findings"] == []
+        for number in range(20):
+            try:
+                (place / f"{number}").touch()
+            except OSError:
+                break
+        assert "no inodes are left" in found(capsys, "space", "--dir", str(place))
+        for number in range(4):  # for the directory, the gate, the database and its first journal, but not for all
+            (place / f"{number}").unlink()
+        assert not outtray.Tray(app="b", dir=str(place), flush="manual").track("e"), "its database cannot be finished"
+        assert (place / "b" / "outbox-1-0.db").exists()
+        assert found(capsys, "space", "--dir", str(place), "--app", "b")
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True, timeout=30)
+
+
 def test_without_room_for_the_copy_nothing_is_called_damaged(
     outbox: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,6 +691,28 @@ def test_after_a_salvage_nothing_is_left_to_be_done(statement: str, outbox: Path
     change(outbox, statement)
     examined(capsys)
     assert examined(capsys, "--salvage", code=0)["findings"] == []
+
+
+def test_a_view_that_cannot_be_read_is_left_behind_by_a_salvage(outbox: Path, capsys: Capture) -> None:
+    database = outbox / "outbox-1-0.db"
+    data = database.read_bytes()
+    assert data.count(b"e.attempts") == 1
+    database.write_bytes(data.replace(b"e.attempts", b"e.attempus"))
+    assert main(["list"]) == 78
+    assert "`outtray doctor --salvage`" in capsys.readouterr().err
+    assert "cannot be read" in found(capsys, "content")
+    assert examined(capsys, "--salvage", code=0)["findings"] == []
+    assert main(["list"]) == 0
+
+
+def test_a_count_of_another_type_is_no_count(outbox: Path, capsys: Capture) -> None:
+    change(outbox, "INSERT INTO ledger VALUES ('busy', 3), ('full', x'ff'), (x'6c6f7374', 2)")
+    assert examined(capsys, code=0)["checks"]["ledger"] == (
+        "busy 3; in the past: lost 2 (messages that were stored and are gone)"
+    )
+    capsys.readouterr()
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ledger"] == {"busy": 3, "full": 0, "lost": 2}
 
 
 @pytest.mark.parametrize(

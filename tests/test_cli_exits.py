@@ -102,7 +102,8 @@ def test_a_damaged_outbox_is_78_with_what_goes_on(words: list[str], folder: Path
     overwrite(folder / "outbox-1-0.db", 0, bytes(100))
     code, said = ends(capsys, words)
     assert code == exits.NOT_CONFIGURED
-    assert "the next flush goes on in a new file and brings back what it can; `outtray doctor` says more" in said
+    assert "`outtray doctor --salvage` goes on in a new file and brings back what it can" in said
+    assert "; `outtray doctor` says more" in said
     assert "try again" not in said
 
 

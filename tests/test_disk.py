@@ -232,6 +232,45 @@ def test_a_disk_that_is_full_from_the_beginning_is_no_harm_once_it_is_not(disk: 
     tray.close()
 
 
+def test_calls_on_a_full_disk_leave_no_file_that_could_not_be_written(
+    disk: Path, server: FakeServer, run_python: Run
+) -> None:
+    tray = with_messages(disk, server, 10)
+    assert run_python("-m", "outtray", "forget", "--yes", "--dir", str(disk)).returncode == 0
+    ballast = fill(disk)
+    answers = [tray.track("event", {"number": number, "text": "x" * 4000}) for number in range(3000)]
+    assert answers[-1] is False, "it is full, and this program has no client id that is written down"
+    assert list(Path(tray.settings.directory).glob("client_id*")) == []
+    ballast.unlink()
+    assert tray.track("event", {"number": 3000})
+    assert [path.name for path in Path(tray.settings.directory).glob("client_id*")] == ["client_id"]
+    tray.close()
+
+
+@pytest.mark.parametrize("words", [["forget", "--yes"], ["consent", "off"]], ids=" ".join)
+def test_an_erasure_that_the_full_disk_cuts_off_is_said_and_goes_on_once_there_is_room(
+    words: list[str], disk: Path, server: FakeServer, run_python: Run
+) -> None:
+    tray = with_messages(disk, server, 0)
+    for number in range(2000):
+        assert tray.track("secret", {"number": number, "text": "x" * 4000})
+    tray.close()
+    ballast = fill(disk)
+    with ballast.open("r+b") as file:
+        file.truncate(ballast.stat().st_size - MIB // 4)  # some room to begin in
+    done = run_python("-m", "outtray", *words, "--dir", str(disk))
+    assert done.returncode == 78, done
+    assert "there is no room on the disk" in done.stderr
+    assert "text may be left on the disk" in done.stderr
+    assert "the next `outtray flush`, or this again, goes on" in done.stderr
+    assert "stored" not in done.stderr, "as what was stored is not kept"
+    ballast.unlink()
+    assert run_python("-m", "outtray", "flush", "--dir", str(disk)).returncode == 0
+    assert all(b"secret" not in path.read_bytes() for path in Path(tray.settings.directory).iterdir())
+    assert run_python("-m", "outtray", "doctor", "--dir", str(disk)).returncode == 0
+    assert server.received == []
+
+
 def test_the_reserve_is_made_by_the_thread_of_a_program_that_goes_on(tmp_path: Path, server: FakeServer) -> None:
     tray = tray_on(tmp_path, server, flush="thread", flush_interval=0.05)
     assert tray.track("event", {"number": 0})

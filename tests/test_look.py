@@ -148,6 +148,32 @@ def test_a_flipped_bit_in_the_wal_of_a_young_outbox_costs_its_end_only(home: Pat
         assert len(listed) > 5 or where < 10_000, "what stands before the damage is there"
 
 
+def test_values_that_became_those_of_another_type_are_shown(home: Path, capsys: Capture) -> None:
+    fill("a", 3, "e")
+    connection = sqlite3.connect(home / ".local/state/outtray/a/outbox-1-0.db")
+    connection.execute(
+        "UPDATE messages SET event = CAST('e' AS BLOB), message_id = 7, accepted_at = x'00', body = CAST(body AS BLOB) "
+        "WHERE id = 2"
+    )
+    connection.execute(sql.MARK, ("zenml", 2, "dead", "never", "x", b"x", b"no\xff", b"sorry"))
+    connection.commit()
+    connection.close()
+    assert main(["list", "--json"]) == 0
+    (_, listed, _) = json.loads(capsys.readouterr().out)
+    assert main(["show", "2", "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert shown.pop("message")["event"] == "e"
+    assert shown.pop("excerpt") == "sorry"
+    assert shown == listed
+    assert listed.pop("bytes") > 10
+    assert listed == {
+        "id": 2, "message_id": "7", "event": "e", "accepted_at": 0.0, "destination": "zenml", "state": "dead",
+        "next_attempt_at": 0.0, "attempts": 0, "status": 0, "reason": "no\ufffd",
+    }  # fmt: skip
+    for command in (["list"], ["show", "2"], ["status"], ["doctor"]):
+        assert main(command) in (0, 1)
+
+
 def test_an_outbox_without_its_tables_is_damaged_or_unfinished_and_not_foreign(home: Path, capsys: Capture) -> None:
     fill("a", 1)
     database = home / ".local/state/outtray/a/outbox-1-0.db"

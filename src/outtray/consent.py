@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 
+from outtray.settings import without_waiting
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,8 +71,7 @@ def choice_path(directory: str) -> str:
 def stored(directory: str) -> str | None:
     """Return the user's choice as it lies in *directory*, None if there is none; what cannot be read is a denial."""
     try:
-        # Without waiting for a writer, should it be a pipe.
-        descriptor = os.open(choice_path(directory), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        descriptor = without_waiting(choice_path(directory), os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from outtray.settings import make_directory
+from outtray.settings import make_directory, without_waiting
 
 FILE_NAME = "client_id"
 
@@ -97,8 +97,8 @@ def reset(directory: str) -> None:
 
 
 def _shred(path: str) -> None:
-    """Overwrite and remove a file."""
-    if not os.path.islink(path):
+    """Overwrite and remove a file; of a link, a pipe or the like only the name."""
+    if os.path.isfile(path) and not os.path.islink(path):
         with open(path, "r+b") as file:
             file.write(b"\0" * os.fstat(file.fileno()).st_size)
             file.flush()
@@ -114,10 +114,15 @@ def _written(directory: str, path: str, id: str) -> str:
     """Write *id* down, unless another process or thread was first, and return what is in the file. Raises OSError."""
     temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
     make_directory(directory)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(id)
-    os.chmod(temporary, 0o600)  # whatever the umask took away
-    _publish(temporary, path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(id.encode())
+        os.chmod(temporary, 0o600)  # whatever the umask took away
+        _publish(temporary, path)
+    finally:
+        if os.path.exists(temporary):  # it was published as another link, or there was no room for it
+            os.unlink(temporary)
     return _read(path) or id
 
 
@@ -128,15 +133,12 @@ def _publish(temporary: str, path: str) -> None:
     except OSError:  # it exists, or this file system has no hard links
         if _read(path) is None:  # damaged or missing: nothing that could be kept
             os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def _read(path: str) -> str | None:
     try:
         # Bytes: a text file's codec may be imported first, and a child forked meanwhile would wait for that for ever.
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=without_waiting) as file:
             text = file.read(64).decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return None

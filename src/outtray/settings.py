@@ -5,7 +5,9 @@ The first of these that names an option wins, in that order; `options.py` lists 
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 
 from outtray.errors import SettingsError
@@ -125,7 +127,7 @@ class Settings:
         if self.write_key is not None or self.write_key_file is None:
             return self.write_key
         try:
-            with open(self.write_key_file, encoding="utf-8") as file:
+            with open(self.write_key_file, encoding="utf-8", opener=without_waiting) as file:
                 return file.read().strip() or None
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"write_key_file={self.write_key_file!r} cannot be read: {error}") from error
@@ -217,6 +219,18 @@ def make_directory(path: str) -> None:
     os.chmod(path, 0o700)
 
 
+def without_waiting(path: str, flags: int, mode: int = 0o600) -> int:
+    """Open *path* and return the descriptor, as an *opener* of `open` does; a pipe, which may block, is refused.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), mode)
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "a pipe, where a file should be", path)
+    return descriptor
+
+
 def state_dir(environ: Mapping[str, str] = os.environ) -> str:
     """Return `platformdirs.user_state_path("outtray")`; on Linux by the XDG rule, as that import costs 20 to 33 ms."""
     return _user_dir("XDG_STATE_HOME", "~/.local/state", "user_state_dir", environ)
@@ -277,7 +291,7 @@ def remember_key(settings: Settings) -> str:
         make_directory(os.path.dirname(path))
         lines: list[str] = []
         if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8", opener=without_waiting) as file:
                 lines = file.read().splitlines()
         start = next((n for n, text in enumerate(lines) if text.strip() in (header, f"[app.{settings.app}]")), None)
         if start is None:
@@ -309,7 +323,7 @@ def _config(path: str, problems: list[str]) -> dict[str, Any] | None:
     import tomllib
 
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=without_waiting) as file:
             content = tomllib.load(file)
         if not _is_table_of_tables(content.get("app", {})):
             raise ValueError("'app' is not a table of applications")

@@ -17,12 +17,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from outtray import destinations, errors, settings
+from outtray.cli import main
 from outtray.delivery import backoff
 from outtray.delivery.flush import flush
 from outtray.outbox import look, store
@@ -215,32 +216,32 @@ class Use:
             self.verdict.violated("false alarm", f"{noticed}, and there are {', '.join(names)}")
 
     def _judge_missing(self, missing: list[dict[str, Any]]) -> None:
-        """Judge what was not delivered: it is to be in the outbox, marked, counted, or seen by who looks."""
-        unaccounted = []
-        lost = 0
+        """Judge what was not delivered: it is to be in the outbox, marked, counted, or seen by who looks.
+
+        Damage that neither an append nor a flush has met may keep others from looking: they do as they are told then.
+        """
         try:
-            with look.look(self._outbox.directory) as view:
-                for message in missing:
-                    what = self._fate(message, view.find(message["id"]))
-                    if what:
-                        unaccounted.append(f"{message['message_id']} ({message['state']}): {what}")
-                ledger = view.ledger()
-                lost = ledger.get("lost", 0)
-                is_number_known = not ledger.get("lost_unknown")
+            try:
+                unaccounted, ledger = self._seen(missing)
+            except errors.OutboxError:
+                if self._fails:
+                    self.verdict.counts["noticed: cannot be opened"] += 1
+                    return None
+                self._salvage()
+                unaccounted, ledger = self._seen(missing)
+                self.verdict.counts["noticed: looked at after doctor --salvage"] += 1
         except errors.OutboxError as error:
-            self.verdict.counts["noticed: cannot be opened"] += 1
-            if not self._fails:
-                self.verdict.violated("cannot be looked at", str(error))
-            return
+            return self.verdict.violated("cannot be looked at", str(error))
         except Exception as error:
             return self.verdict.violated("raised", f"look: {error!r}")
+        lost = ledger.get("lost", 0)
         if lost < 0:
             self.verdict.violated("ledger below zero", f"lost {lost}")
         self.verdict.counts["counted as lost"] += lost
         self.verdict.counts["lost"] += len(unaccounted)
         if len(unaccounted) <= lost:
-            return
-        if not is_number_known:
+            return None
+        if ledger.get("lost_unknown"):
             self.verdict.counts["counted as lost, number unknown"] += 1
         elif self._fails:
             self.verdict.counts["noticed: flush fails"] += 1
@@ -249,6 +250,27 @@ class Use:
         else:
             words = "; ".join(unaccounted[:5]) + (f" and {len(unaccounted) - 5} more" if len(unaccounted) > 5 else "")
             self.verdict.violated("unnoticed", f"{words}; the ledger counts {lost} as lost")
+        return None
+
+    def _seen(self, missing: list[dict[str, Any]]) -> tuple[list[str], dict[str, int]]:
+        """Return what is wrong with the messages, and the ledger. Raises OutboxError where nobody can look at them."""
+        counts = self.verdict.counts.copy()
+        unaccounted = []
+        try:
+            with look.look(self._outbox.directory) as view:
+                for message in missing:
+                    what = self._fate(message, view.find(message["id"]))
+                    if what:
+                        unaccounted.append(f"{message['message_id']} ({message['state']}): {what}")
+                return unaccounted, view.ledger()
+        except errors.OutboxError:
+            self.verdict.counts = counts
+            raise
+
+    def _salvage(self) -> None:
+        """Do what whoever cannot look at the outbox is told to do."""
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            main(["doctor", "--salvage", "--dir", self._settings.dir, "--app", self._settings.app])
 
     def _fate(self, message: dict[str, Any], found: list[look.StoredMessage]) -> str:
         """Return what is wrong with a message that was not delivered, "" if it is as it should be, or marked."""
@@ -295,7 +317,7 @@ def _copy(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def main() -> None:
+def use_each() -> None:
     template, scratch = Path(sys.argv[1]), Path(sys.argv[2])
     tempfile.tempdir = str(scratch)
     destinations.DESTINATIONS[DESTINATION] = f"{__name__}:{Kept.__name__}"
@@ -313,4 +335,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    use_each()

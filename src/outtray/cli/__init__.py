@@ -10,7 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from outtray.cli import output
-from outtray.cli.exits import DONE, INTERRUPTED, IO_ERROR, KEPT, MEANINGS, NOT_CONFIGURED, USAGE, UsageError
+from outtray.cli.exits import (
+    DONE,
+    INTERRUPTED,
+    IO_ERROR,
+    KEPT,
+    MEANINGS,
+    NOT_CONFIGURED,
+    USAGE,
+    Unfinished,
+    UsageError,
+)
 from outtray.cli.output import say
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, SettingsError
 
@@ -53,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         say(f"outtray: {error}")
         code = NOT_CONFIGURED
+    except Unfinished as error:
+        say(f"outtray: {error}")
+        code = error.code
     except OutboxBusy as error:
         say(f"outtray: {error}; try again")
         code = KEPT

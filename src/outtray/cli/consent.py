@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from outtray import consent
 from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments
-from outtray.cli.exits import DONE, KEPT
+from outtray.cli.exits import DONE, KEPT, NOT_CONFIGURED
 from outtray.cli.output import count_text, say, write, write_json
 from outtray.delivery.drain import delivery_settings
 from outtray.delivery.lock import DrainLock
@@ -55,16 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
         drainer = _drainer(settings.directory)
         try:
             changed = _apply(settings, CHOICES[arguments.choice])
-        except OutboxBusy as error:
-            say(
-                f"your choice is kept, but not all is done: {error}. Programs that run may not know it yet, and text "
-                "may be left on the disk: run this again once nobody is in the way"
-            )
+        except OutboxError as error:
+            code = KEPT if isinstance(error, OutboxBusy) else NOT_CONFIGURED
+            why = outboxes.cause(error)
+            say(f"your choice ({arguments.choice}) is kept, but not all is done: {why}. {_rest(arguments.choice)}")
             changed = {"withdrawn": None, "finished": False} if arguments.choice == "off" else {}
-            code = KEPT
-        except OutboxError:
-            say(f"your choice ({arguments.choice}) is kept, but not all is done: run this again once that is put right")
-            raise
         if drainer and arguments.choice != "on":
             changed["delivering"] = drainer
             say(f"process {drainer} is delivering: the request that is on its way may still arrive")
@@ -95,6 +90,16 @@ def _apply(settings: Settings, choice: str) -> dict[str, Any]:
             withdrawn = erasure.withdraw(outbox)
         say(f"{count_text(withdrawn)} that had not been delivered{left_out} erased")
     return {"withdrawn": withdrawn, "finished": True} if choice == consent.DENIED else {}
+
+
+def _rest(choice: str) -> str:
+    """Return words for what is left to be done where the outbox could not follow the choice."""
+    if choice != "off":
+        return "Programs that run may not know it yet: put that right, and run this again"
+    return (
+        "Programs that run may not know it yet, and text may be left on the disk: put that right, and the next "
+        "`outtray flush`, or this again, goes on"
+    )
 
 
 def _drainer(directory: str) -> int | None:

@@ -12,9 +12,9 @@ from outtray.cli.output import age_text, count_text, size_text
 from outtray.delivery.drain import read_delivery_settings
 from outtray.errors import Postponed
 from outtray.outbox import sources
-from outtray.outbox.files import database_path, is_blank
+from outtray.outbox.files import database_path, is_blank, is_no_file
 from outtray.outbox.generation import is_missing
-from outtray.outbox.inspect import BAD_HEADER, OF_MESSAGES, TORN, Unreadable, inspect
+from outtray.outbox.inspect import BAD_HEADER, OF_MESSAGES, TORN, Unreadable, Unstarted, inspect
 from outtray.outbox.store import DELIVERY_SETTINGS
 from outtray.outbox.transaction import ERASING
 from outtray.settings import without_credentials
@@ -69,10 +69,14 @@ class ExaminedContent:
         try:
             if is_missing(self._directory, self._examination.generation, self._examination.header):
                 self._unreadable = f"{path} is gone or empty, though messages were stored in it", _PUT_BACK
-                if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+                if is_no_file(path):
                     self._unreadable = f"{path} is not a regular file", f"move {path} away, then {_PUT_BACK}"
             elif not is_blank(path):
                 self._content = inspect(path, messages=1)
+        except Unstarted as error:
+            header = self._examination.header
+            if header is not None and header.last_id:
+                self._unreadable = str(error), _SALVAGE
         except Unreadable as error:
             self._unreadable = str(error), _SALVAGE
         except OSError as error:  # such as no room for the copy
@@ -84,7 +88,9 @@ class ExaminedContent:
         if self._content is None or TORN in self._content["problems"]:
             return False
         wrong = ("wrong_cursors", "wrong_marks", "unaccounted")
-        return self._content["integrity"] != ["ok"] or any(self._content[each] not in ([], 0) for each in wrong)
+        is_unreadable = any(self._content[each] is None for each in ("messages", "states", "ledger", "meta", "newest"))
+        is_wrong = any(self._content[each] not in ([], 0) for each in wrong)
+        return is_unreadable or is_wrong or self._content["integrity"] != ["ok"]
 
     def checks(self, *, online: bool) -> dict[str, Callable[[], str]]:
         """Return the checks by name; *online* sees whether the receiver answers, too."""

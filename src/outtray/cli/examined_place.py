@@ -14,7 +14,15 @@ from outtray import consent, identity
 from outtray.cli import processes
 from outtray.cli.output import count_text, size_text
 from outtray.outbox import places, reserve
-from outtray.outbox.files import MAJOR, drain_lock_path, gate_path, reserve_path
+from outtray.outbox.files import (
+    MAJOR,
+    database_path,
+    drain_lock_path,
+    gate_path,
+    generations,
+    is_no_file,
+    reserve_path,
+)
 from outtray.outbox.gate import NO_ROOM, REWRITE_WAL
 from outtray.settings import config_path
 
@@ -61,6 +69,11 @@ class ExaminedPlace:
             self._find(f"{directory} is not a directory, so nothing can be stored", f"move {directory} away")
         elif not self.is_usable:
             self._find(f"{directory} cannot be read by this user", f"chmod 700 {shlex.quote(directory)}")
+        elif not os.access(directory, os.W_OK):
+            self._find(
+                f"{directory} cannot be written by this user: nothing can be stored or delivered",
+                f"chmod 700 {shlex.quote(directory)}, or mount the disk for writing if it is not",
+            )
         _, kind = places.mount(directory)
         return directory + (f" ({kind})" if kind else "")
 
@@ -71,6 +84,8 @@ class ExaminedPlace:
             self._find(problem, "correct it; until then the default stands")
         if not os.path.exists(path):
             return f"no config file ({path})"
+        if not os.path.isfile(path):  # which is one of the problems
+            return path
         with open(path, encoding="utf-8", errors="replace") as file:
             has_key = "write_key" in file.read()
         if has_key and sys.platform != "win32" and os.stat(path).st_mode & 0o077:
@@ -82,6 +97,7 @@ class ExaminedPlace:
             return "not looked at on Windows"
         with os.scandir(self._directory) as entries:
             files = sorted(entry.path for entry in entries)
+        examined_elsewhere = (gate_path(self._directory), database_path(self._directory, self._examination.generation))
         for path in (self._directory, *files):  # `directory` tells whose the first is, and whether it is a link
             try:
                 found = os.lstat(path)
@@ -96,20 +112,33 @@ class ExaminedPlace:
                 if path != self._directory:
                     self._find(f"{path} is a symbolic link, which is not followed", "put the file itself there")
             elif not stat.S_ISREG(found.st_mode) and path != self._directory:
-                if os.path.basename(path) in (identity.FILE_NAME, consent.FILE_NAME):
-                    self._find(f"{path} is not a regular file", f"move {path} away")
-            elif stat.S_IMODE(found.st_mode) & 0o077:
+                if _is_ours(path) and path not in examined_elsewhere:
+                    self._find(f"{path} is not a regular file, and is in the way of one", f"move {path} away")
+            elif (mode := stat.S_IMODE(found.st_mode)) & 0o077:
                 self._find(
-                    f"{path} has the mode {stat.S_IMODE(found.st_mode):04o}: others can get at it",
+                    f"{path} has the mode {mode:04o}: others can get at it",
                     f"chmod -R go= {shlex.quote(self._directory)}",
+                )
+            elif _is_ours(path) and mode & 0o600 != 0o600:
+                self._find(
+                    f"{path} has the mode {mode:04o}: its owner cannot read and write it",
+                    f"chmod 600 {shlex.quote(path)}",
                 )
         return f"the directory and {count_text(len(files), 'file')} looked at"
 
     def _space(self) -> str:
         free, wanted = reserve.free_and_wanted(self._directory)
         path = reserve_path(self._directory)
-        size = os.path.getsize(path) if os.path.exists(path) else 0
+        size = os.path.getsize(path) if os.path.isfile(path) else 0
         header = self._examination.header
+        if hasattr(os, "statvfs"):
+            disk = os.statvfs(self._directory)
+            if disk.f_files and not disk.f_favail:  # a file system that counts none has no bound
+                self._find(
+                    "no inodes are left on the disk: no file can be made", "delete files that nobody needs on it"
+                )
+        if is_no_file(path):
+            return f"{size_text(free)} free; no reserve for a full disk"
         if not reserve.has_room(self._directory):
             self._find(
                 f"{size_text(free)} are free, which is too little for new messages beside the reserve",
@@ -137,9 +166,16 @@ class ExaminedPlace:
 
     def _gate(self) -> str:
         path = gate_path(self._directory)
+        if not os.path.lexists(path) and generations(self._directory):
+            self._find(
+                f"{path} was deleted: until they notice, with their next call, programs that run now have another lock "
+                "than those that start",
+                "watch programs that run; the next message or flush makes it anew",
+            )
+            return "it was deleted"
         if not os.path.lexists(path):
             return "there is none yet: the next use makes it"
-        if os.path.islink(path) or not os.path.isfile(path):
+        if is_no_file(path):
             self._find(f"{path} is not a regular file: nothing can be stored or delivered", f"move {path} away")
             return "not usable"
         if self._examination.no_header:
@@ -165,8 +201,10 @@ class ExaminedPlace:
 
     def _drain_lock(self) -> str:
         path = drain_lock_path(self._directory)
-        if not os.path.exists(path):
+        if not os.path.lexists(path):
             return "nobody delivers, nobody did so far"
+        if is_no_file(path):
+            return "nobody can deliver"
         drainer = processes.drainer(self._directory)
         if drainer is None:
             return "nobody delivers just now"
@@ -175,3 +213,9 @@ class ExaminedPlace:
             self._find(f"{process} has the right to deliver and does not move: nobody else can", process.advice)
             return f"kept by {process}"
         return f"{process} delivers"
+
+
+def _is_ours(path: str) -> bool:
+    """Tell whether *path* has a name that outtray gives to its files."""
+    name = os.path.basename(path)
+    return name in (identity.FILE_NAME, consent.FILE_NAME) or _FILE.match(name) is not None

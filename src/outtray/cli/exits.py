@@ -29,3 +29,11 @@ MEANINGS = {
 
 class UsageError(Exception):
     """Arguments that do not go together, or do not say enough; the text says which."""
+
+
+class Unfinished(Exception):
+    """What was begun is not done; the text says what holds by now, and what to do, *code* is the exit code."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code

@@ -146,32 +146,28 @@ class _Run:
         try:
             if settings.problems:
                 raise SettingsError(f"{settings.problems[0]}; nothing was sent")
+            if consent.stored(settings.directory) == consent.DENIED:
+                _finish_erasure(settings)
             is_damaged = _has_damaged_files(settings)
             try:
                 found = status(settings)
             except OutboxDamaged:  # the delivery goes on in a new file, and saves what it can
                 is_damaged = True
-            if found.get("erasing") or consent.stored(settings.directory) == consent.DENIED:
-                self._finish_erasure(settings)
-                found = status(settings)
             if found["pending"] or found["deferred"] or is_damaged:
                 report = self._deliver(settings, found["pending"], heed_wait=heed_wait)
+                found = status(settings)
+            if found.get("erasing"):  # after the delivery, which makes room on a full disk
+                _finish_erasure(settings)
                 found = status(settings)
         except SettingsError as error:
             report = FlushReport("not configured", reason=str(error))
         except OutboxBusy as error:
-            report = FlushReport("postponed", reason=str(error))
+            report = replace(report, outcome="postponed", reason=str(error), wait=None)
         except (OutboxError, OSError) as error:
-            report = FlushReport("failed", reason=str(error))
+            report = replace(report, outcome="failed", reason=str(error))
         if report.outcome == "limit" and not found["pending"]:
             report = replace(report, outcome="drained")
         return _Result(settings.app, report, found["pending"], found["deferred"], found.get("oldest_pending_age"))
-
-    def _finish_erasure(self, settings: Settings) -> None:
-        """Remove what `consent off` or `forget`, ended before it was through, has left. Raises OutboxError."""
-        if exists(settings.directory):
-            with outboxes.opened(settings) as outbox:
-                erasure.finish(outbox)
 
     def _deliver(self, settings: Settings, pending: int, *, heed_wait: bool) -> FlushReport:
         from outtray.delivery.flush import FlushReport, flush
@@ -203,6 +199,13 @@ class _Run:
         is_telling = _is_busy(report) or (report.outcome in _TELLING and not is_denied_in_vain)
         if self._is_talking or report.dead or is_old or is_telling:
             say(_line(result))
+
+
+def _finish_erasure(settings: Settings) -> None:
+    """Remove what `consent off` or `forget`, ended before it was through, has left. Raises OutboxError."""
+    if exists(settings.directory):
+        with outboxes.opened(settings) as outbox:
+            erasure.finish(outbox)
 
 
 def _is_busy(report: FlushReport) -> bool:

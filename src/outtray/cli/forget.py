@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from outtray import identity
 from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments
-from outtray.cli.exits import DONE, UsageError
+from outtray.cli.exits import DONE, KEPT, NOT_CONFIGURED, Unfinished, UsageError
 from outtray.cli.output import count_text, say, write_json
-from outtray.errors import OutboxDamaged
+from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
 from outtray.outbox import erasure
 from outtray.outbox.files import exists
 
@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Erase and say what went. Returns the exit code; raises OutboxError, OSError, UsageError without --yes."""
+    """Erase and say what went. Returns the exit code; raises OutboxError, OSError, UsageError without --yes.
+
+    Unfinished is raised where the erasure has begun, and goes on with a later call.
+    """
     settings = outboxes.the_application(arguments)
     has_id = os.path.lexists(os.path.join(settings.directory, identity.FILE_NAME))
     rest = f"{' and the client id' if has_id else ''} of {settings.app!r}{outboxes.unread(settings)}"
@@ -47,13 +50,34 @@ def run(arguments: argparse.Namespace) -> int:
         return DONE
     forgotten = 0
     if exists(settings.directory):
-        with outboxes.opened(settings) as outbox:
-            forgotten = erasure.forget(outbox)
+        forgotten = _forget(settings)
     else:
         identity.reset(settings.directory)
     _report(arguments, settings, forgotten=forgotten, would_forget=forgotten)
     say(f"{count_text(forgotten)}{rest} erased")
     return DONE
+
+
+def _forget(settings: Settings) -> int:
+    """Erase and return how many messages. Raises Unfinished where that has begun, OutboxError, OSError."""
+    try:
+        with outboxes.opened(settings) as outbox:
+            return erasure.forget(outbox)
+    except OutboxError as error:
+        if not _may_have_begun(settings):
+            raise
+        raise Unfinished(
+            f"{outboxes.cause(error)}; the erasure has begun: none of it is delivered any more, but text may be left "
+            "on the disk. Put that right: the next `outtray flush`, or this again, goes on",
+            KEPT if isinstance(error, OutboxBusy) else NOT_CONFIGURED,
+        ) from error
+
+
+def _may_have_begun(settings: Settings) -> bool:
+    try:
+        return outboxes.is_erasing(settings)
+    except OutboxError:
+        return True
 
 
 def _count(settings: Settings) -> int:

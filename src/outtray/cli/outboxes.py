@@ -14,10 +14,11 @@ from outtray.cli.output import say
 from outtray.consent import stored
 from outtray.delivery.drain import delivery_settings
 from outtray.delivery.status import unsalvaged
-from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
+from outtray.errors import DiskFull, OutboxBusy, OutboxDamaged, OutboxError
 from outtray.outbox import look, store
 from outtray.outbox.connection import translated
 from outtray.outbox.files import exists, has_outbox
+from outtray.outbox.transaction import ERASING
 from outtray.settings import resolve
 
 if TYPE_CHECKING:
@@ -153,6 +154,17 @@ def unread(settings: Settings) -> str:
     except OutboxError as error:  # whoever goes on will say what else is wrong
         is_all = not isinstance(error, OutboxDamaged)
     return "" if is_all else " and what damaged files hold (not counted)"
+
+
+def is_erasing(settings: Settings) -> bool:
+    """Tell whether an erasure has begun and is not through. Raises OutboxError."""
+    with look.look(settings.directory) as view:
+        return view.meta(ERASING) is not None
+
+
+def cause(error: OutboxError) -> str:
+    """Return why an erasure is not through; a full disk in words that do not say that all is kept."""
+    return "there is no room on the disk" if isinstance(error, DiskFull) else str(error)
 
 
 @contextmanager

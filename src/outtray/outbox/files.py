@@ -76,6 +76,11 @@ def is_blank(path: str) -> bool:
     return os.path.islink(path) or not os.path.isfile(path) or os.stat(path).st_size == 0
 
 
+def is_no_file(path: str) -> bool:
+    """Tell whether what lies at *path* is something else than a file: a link, a pipe, a directory."""
+    return os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path))
+
+
 def exists(directory: str) -> bool:
     """Tell whether *directory* has an outbox, as `has_outbox`. Raises OutboxUnusable where there could never be one."""
     place = directory
@@ -84,7 +89,7 @@ def exists(directory: str) -> bool:
     if not os.path.isdir(place):
         raise OutboxUnusable(f"{place} is not a directory, so there can be no outbox in {directory}")
     gate = gate_path(directory)
-    if os.path.lexists(gate) and (os.path.islink(gate) or not os.path.isfile(gate)):
+    if is_no_file(gate):
         raise OutboxUnusable(f"{gate} is not a regular file, so nothing can be stored or delivered in {directory}")
     try:
         if has_outbox(directory):

@@ -21,7 +21,7 @@ from outtray.outbox import sql
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.files import MAJOR
 from outtray.outbox.gate import Header
-from outtray.outbox.look import Look
+from outtray.outbox.look import Look, counted
 from outtray.outbox.records import is_intact
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ BAD_HEADER = "the header of the gate is damaged; outtray rebuilds it from the da
 
 class Unreadable(Exception):
     """There is no outbox in what was named; the text says why."""
+
+
+class Unstarted(Unreadable):
+    """It was made, and nothing was stored in it, as its creator was killed or had no room: the next use begins anew."""
 
 
 def find_databases(path: str) -> list[str]:
@@ -108,8 +112,10 @@ class _Inspection:
     def report(self, messages: int) -> dict[str, Any]:
         application_id, minor = self._connection.execute(sql.FORMAT).fetchone()
         name = NAME.fullmatch(os.path.basename(self._path))
+        if application_id == 0 and self._connection.execute(sql.IS_EMPTY).fetchone()[0]:
+            raise Unstarted(f"{self._path} was not finished when it was made: it has no tables")
         if application_id == 0 and name:
-            raise Unreadable(f"{self._path} is damaged, or was not finished when it was made: it has no tables")
+            raise Unreadable(f"{self._path} is damaged, or was not finished when it was made")
         if application_id != sql.APPLICATION_ID:
             raise Unreadable(f"{self._path} is an SQLite file but no outbox of outtray")
         major, generation = (int(name[1]), int(name[2])) if name else (None, None)
@@ -127,7 +133,7 @@ class _Inspection:
             "messages": self._rows("messages", sql.SPAN, lambda rows: dict(zip(_SPAN, rows[0], strict=True))),
             "states": self._rows("states", sql.STATE_COUNTS, _by_destination),
             "cursors": self._rows("cursors", sql.CURSORS, _cursors),
-            "ledger": self._rows("ledger", sql.LEDGER, dict),
+            "ledger": self._rows("ledger", sql.LEDGER, counted),
             "meta": self._rows("what it knows of itself", sql.ALL_META, dict),
             "integrity": self._integrity(),
             **self._bodies(),
@@ -265,7 +271,7 @@ def _require_sqlite(copy: str, path: str) -> None:
     with open(copy, "rb") as file:
         beginning = file.read(len(SQLITE_MAGIC))
     if not beginning and not _size(f"{copy}-wal"):
-        raise Unreadable(f"{path} is empty: nothing was ever stored in it")
+        raise Unstarted(f"{path} is empty: nothing was ever stored in it")
     if beginning and beginning != SQLITE_MAGIC:
         raise Unreadable(f"{path} is no SQLite file, or its beginning is damaged")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import sys
@@ -18,7 +19,7 @@ from outtray.outbox.records import Cursor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from types import FrameType
     from typing import Any
 
@@ -110,12 +111,12 @@ class Look:
 
     def ledger(self) -> dict[str, int]:
         """Return the counts of what was refused, lost or removed, by reason."""
-        return dict(self._execute(sql.LEDGER).fetchall())
+        return counted(self._execute(sql.LEDGER))
 
     def meta(self, key: str) -> str | None:
         """Return the value kept under *key*."""
         row = self._execute(sql.META, (key,)).fetchone()
-        return row[0] if row else None
+        return _text(row[0]) if row else None
 
     def some(
         self,
@@ -139,7 +140,7 @@ class Look:
         messages: list[StoredMessage] = []
         size = 0
         for row in self._execute(sql.PAGE, (last_id, first_id, state, event, message_id, since)):
-            message = StoredMessage(*row)
+            message = _message(row)
             is_next = not messages or message.id != messages[-1].id  # one message has a row for each destination
             if is_next and (len(messages) >= limit or size > BYTES_AT_ONCE):
                 return Page(messages, messages[-1].id)
@@ -159,7 +160,7 @@ class Look:
 
     def find(self, id: int) -> list[StoredMessage]:
         """Return the message, once for each destination; empty if there is none."""
-        return [StoredMessage(*row) for row in self._execute(sql.BY_ID, (id,))]
+        return [_message(row) for row in self._execute(sql.BY_ID, (id,))]
 
     def pending_sizes(self, destination: str) -> list[int]:
         """Return the bytes of the bodies that go next, in about their order: of the first messages, not of all."""
@@ -204,7 +205,8 @@ def look(directory: str) -> Iterator[Look]:
     except (sqlite3.Error, DamageFound, UnicodeDecodeError) as error:
         if isinstance(error, (DamageFound, UnicodeDecodeError)) or is_damage(error):
             raise OutboxDamaged(
-                f"{path} is damaged ({error}); the next flush goes on in a new file and brings back what it can"
+                f"{path} is damaged ({error}); `outtray doctor --salvage` goes on in a new file and brings back what "
+                "it can, and so does a flush that meets the damage"
             ) from error
         raise translated(error, path) from error
     finally:
@@ -213,11 +215,47 @@ def look(directory: str) -> Iterator[Look]:
         gate.file.close()
 
 
+def counted(rows: Iterable[tuple[object, object]]) -> dict[str, int]:
+    """Return a ledger's *rows* as counts by reason, also where a flipped bit made a value one of another type."""
+    return {_text(reason): int(_number(count)) for reason, count in rows}
+
+
 def size(directory: str) -> int:
     """Return the bytes of all files of the outbox, but for the reserve."""
     reserve = os.path.basename(reserve_path(directory))
     entries = [entry for entry in os.scandir(directory) if entry.name.startswith("outbox-") and entry.name != reserve]
     return sum(entry.stat().st_size for entry in entries)
+
+
+def _message(row: Sequence[Any]) -> StoredMessage:
+    """Return the message in *row*, in which a flipped bit may have made any value one of another type."""
+    id, message_id, event, accepted_at, destination, state, next_attempt_at, attempts, status, reason, excerpt, body = (
+        row
+    )
+    return StoredMessage(
+        id=id,
+        message_id=_text(message_id),
+        event=_text(event),
+        accepted_at=_number(accepted_at),
+        destination=_text(destination),
+        state=_text(state),
+        next_attempt_at=None if next_attempt_at is None else _number(next_attempt_at),
+        attempts=int(_number(attempts)),
+        status=None if status is None else int(_number(status)),
+        reason=None if reason is None else _text(reason),
+        excerpt=None if excerpt is None else _text(excerpt),
+        body=_text(body),
+    )
+
+
+def _text(value: object) -> str:
+    """Return what should be text as such."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+
+
+def _number(value: object) -> float:
+    """Return what should be a number as such, 0 where it is none that can be shown."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
 
 
 def _entered(gate: Gate, frame: FrameType) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from outtray.outbox.files import reserve_path
+from outtray.settings import without_waiting
 
 SIZE = 8 * 1024 * 1024
 """Bytes: as much as the write-ahead log grows to, with its cap of `LOG_PAGES` and the last transaction."""
@@ -43,7 +44,7 @@ def fill(directory: str) -> bool:
         return True
     if free <= 2 * wanted:
         return False
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    descriptor = without_waiting(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
     try:
         if hasattr(os, "fchmod"):
             os.fchmod(descriptor, 0o600)
