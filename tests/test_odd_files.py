@@ -32,7 +32,7 @@ print(answers.count(True), outtray.flush(10).outcome)
 """
 
 REPLACED = ["outbox-1.gate", "outbox-1.drain", "outbox-1.reserve", "client_id", "consent", "outbox-1-0.db"]
-BESIDE = ["outbox-1-0.db-wal", "outbox-1-0.db-shm"]
+BESIDE = ["outbox-1-0.db-wal", "outbox-1-0.db-shm", "outbox-1-0.db-journal"]
 
 
 @pytest.fixture

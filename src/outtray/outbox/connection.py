@@ -169,6 +169,9 @@ def _connect(path: str, lock: FileLock | None = None, *, uri: str = "") -> Conne
     identity = _identity(path)
     if identity is not None and identity in [other.identity for other in _open if other.is_inherited]:
         raise forked(path)
+    journal = f"{path}-journal"  # SQLite looks into it before anything else, and waits for ever at a pipe
+    if os.path.lexists(journal) and not os.path.isfile(journal):
+        raise OutboxUnusable(f"{journal} is not a regular file: move it away")
     options = {"isolation_level": None, "check_same_thread": False, "timeout": OUTSIDER_PATIENCE, "uri": bool(uri)}
     connection = Connection(uri or path, identity, lock, **options)
     if lock is not None and lock.is_inherited:  # a signal handler forked just now
