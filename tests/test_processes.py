@@ -379,6 +379,33 @@ track("at the end")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_a_signal_handler_forks_in_a_flush_leaves_the_answer_and_the_next_wait_to_its_parent(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    server.set_mode("ok", delay=1.0)
+    code = f"""
+import os, outtray, signal, time
+outtray.configure(app="handler", url={server.url!r}, flush="manual", timeout=3.0)
+assert outtray.track("event")
+pids = []
+signal.signal(signal.SIGALRM, lambda *_: pids.append(os.fork()))
+signal.setitimer(signal.ITIMER_REAL, 0.5)
+began = time.monotonic()
+report = outtray.flush(20)
+if pids[0] == 0:
+    os._exit(0 if report.outcome == "failed" and time.monotonic() - began < 2.5 else 1)
+assert report.settled, report
+assert os.waitpid(pids[0], 0)[1] == 0
+assert outtray.track("event")
+status = outtray.status()
+print(status["pending"], status["delivered"], status["next_attempt_at"])
+assert outtray.flush(20).settled
+"""
+    assert finish(start(environment, code)) == "1 1 None\n"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forks_while_the_thread_loads_its_modules_print_nothing(
     server: FakeServer, environment: dict[str, str]
 ) -> None:
