@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -272,3 +273,22 @@ def test_a_killed_drainer_is_replaced(server: FakeServer, environment: dict[str,
     server.set_mode("ok")
     assert run_python("-m", "outtray", "flush").returncode == 0
     assert len(server.received) == 5
+
+
+def test_what_a_program_without_stdin_and_stderr_prints_goes_into_no_file_of_the_outbox(
+    environment: dict[str, str], server: FakeServer, home: Path
+) -> None:
+    code = (
+        "import os, sys, outtray\n"
+        "outtray.configure(app='closed', url=sys.argv[1], durability='power')\n"
+        "assert outtray.track('event')\n"
+        "for descriptor in (0, 1, 2):\n"
+        "    try: os.write(descriptor, b'printed by the host ' * 50)\n"
+        "    except OSError: pass\n"
+        "assert outtray.flush(20).settled\n"
+    )
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {server.url} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], env=environment, check=False, timeout=60).returncode == 0
+    directory = home / ".local/state/outtray/closed"
+    assert all(b"printed by" not in path.read_bytes() for path in directory.iterdir())
+    assert len(server.received) == 1

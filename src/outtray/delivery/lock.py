@@ -35,13 +35,15 @@ class DrainLock:
     def beat(self) -> bool:
         """Show that the holder is alive; False if the file was removed, and with it the right to drain."""
         self._beats += 1
+        if not self._file.is_at_path():
+            return False
         try:
             self._file.write(self.LAYOUT.pack(os.getpid(), self._beats))
         except OSError as error:
             if not isinstance(translated(error, self._file.path), DiskFull):
                 raise
             journal.failed("showing others that this process delivers", error)
-        return self._file.is_at_path()
+        return True
 
     def holder(self) -> tuple[int, int]:
         """Return pid and beat of the last holder."""

@@ -13,6 +13,7 @@ import sys
 from _weakrefset import WeakSet
 
 from outtray import forking
+from outtray.outbox.files import open_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class FileLock:
 
     def open(self, *, create: bool) -> None:
         """Open the file, made with mode 0600 whatever the umask if *create*. Raises OSError."""
-        flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-        self._descriptor = os.open(self.path, flags | (os.O_CREAT if create else 0), 0o600)
+        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | (os.O_CREAT if create else 0)
+        self._descriptor = open_descriptor(self.path, flags)
         if self.is_inherited:  # perhaps by a fork just now: then the descriptor shares the parent's lock
             self.close()
             raise _inherited()

@@ -60,6 +60,21 @@ def kept_wals(directory: str, generation: int) -> list[str]:
     return [kept_wal_path(directory, generation, number) for number in numbers]
 
 
+def open_descriptor(path: str, flags: int) -> int:
+    """Return a descriptor of the file, made with mode 0600 if *flags* say so. Raises OSError.
+
+    It is none of the first three: in a program that has closed stderr, what is printed there would go into the file.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
+    low = []
+    while descriptor < 3:
+        low.append(descriptor)
+        descriptor = os.dup(descriptor)
+    for each in low:
+        os.close(each)
+    return descriptor
+
+
 def has_outbox(directory: str) -> bool:
     """Tell whether *directory* has an outbox, sound or not, or what is left of one. Raises OSError."""
     if not os.path.isdir(directory):

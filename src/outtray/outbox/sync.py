@@ -10,6 +10,8 @@ import os
 import sys
 import threading
 
+from outtray.outbox.files import open_descriptor
+
 if sys.platform == "darwin":
     import fcntl
 
@@ -43,7 +45,7 @@ class Sync:
         """Begin with the log at *path*, which a connection has open. Raises OSError."""
         with self._turn:
             self.close()
-            self._descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+            self._descriptor = open_descriptor(path, os.O_RDWR)
             self._path = path
             self._is_entry_synced = False
 
