@@ -260,7 +260,9 @@ def _require_format(connection: sqlite3.Connection, path: str) -> int:
 
 
 def _create(connection: sqlite3.Connection, path: str) -> None:
-    (mode,) = connection.execute(sql.USE_WAL).fetchone()
+    # In one step of Python: it is still writing while its row is fetched, and a signal handler may fork in between.
+    connection.executescript(sql.USE_WAL)
+    (mode,) = connection.execute(sql.JOURNAL_MODE).fetchone()
     if mode != "wal":
         raise OutboxUnusable(
             f"{path} cannot have a write-ahead log (a network file system?): set OUTTRAY_DIR elsewhere"

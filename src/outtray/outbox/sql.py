@@ -79,6 +79,7 @@ SETUP = (
 # Opening
 
 USE_WAL = "PRAGMA journal_mode = WAL"
+JOURNAL_MODE = "PRAGMA journal_mode"
 # Builds of SQLite differ in secure_delete. It is on from the first row: with it off, pruning leaves copies of the rows
 # that it moves in pages that a later purge does not know of.
 CONNECTION = ("PRAGMA synchronous = NORMAL", "PRAGMA secure_delete = ON")
