@@ -538,6 +538,30 @@ def test_a_generation_that_was_never_complete_is_not_gone_on_with(world: World) 
     assert world.received() == list(range(11))
 
 
+def test_a_journal_of_a_generation_that_was_just_being_made_is_no_end_of_the_outbox(
+    world: World, tmp_path: Path
+) -> None:
+    world.track(10)
+    world.tray.close()
+    header_page(world.database())
+    made, copy = tmp_path / "made.db", tmp_path / "copy.db"
+    with edited(made) as connection:
+        connection.execute("CREATE TABLE made (something)")
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO made VALUES (zeroblob(100000))")
+        other_process(
+            "import shutil, sys; [shutil.copy(sys.argv[1] + e, sys.argv[2] + e) for e in ('', '-journal')]",
+            str(made),
+            str(copy),
+        )
+    copy.rename(world.database(1))  # as a kill leaves it: SQLite would roll it back, but not for who only reads
+    Path(f"{copy}-journal").rename(f"{world.database(1)}-journal")
+    world.track(1)
+    world.flush()
+    assert world.received() == list(range(11))
+
+
 def test_what_comes_back_while_a_batch_is_on_its_way_is_not_passed_over(world: World) -> None:
     world.track(20)
     world.tray.close()

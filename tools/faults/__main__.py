@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 from faults.report import Report  # noqa: E402 - the paths come first
 
 HARNESSES: dict[str, str] = {
-    "kill_points": "SIGKILL before each system call (strace) of create, append, settle, postpone, hold, prune, purge "
-    "and retry",
+    "kill_points": "SIGKILL before each system call (strace) of create, append, settle, postpone, hold, prune, purge, "
+    "retry, a new generation and a salvage",
     "io_errors": "EIO, ENOSPC, EDQUOT and EMFILE at the k-th write, sync, open, truncate, unlink and lock, alone and "
     "from there on; a full tmpfs; RLIMIT_FSIZE",
     "power_cut": "the power cut (forced shutdown of an ext4 of its own, memory and journal dropped, another boot_id "

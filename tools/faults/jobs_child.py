@@ -140,6 +140,16 @@ def with_newest_row_gone(job: Job) -> None:
     job.say(removed=[newest])
 
 
+def damaged(job: Job) -> None:
+    """The file is not taken for an outbox any more; SQLite still reads it, and so does who looks for the promised."""
+    import sqlite3
+
+    filled(job)
+    connection = sqlite3.connect(os.path.join(job.folder, APP, "outbox-1-0.db"), isolation_level=None)
+    connection.execute("PRAGMA application_id = 0")
+    connection.close()
+
+
 # The jobs
 
 

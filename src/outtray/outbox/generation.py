@@ -66,7 +66,7 @@ def current(directory: str, header: Header | None) -> tuple[int, Header | None]:
 
 def _is_begun(path: str) -> bool:
     """Tell whether the database at *path*, of a generation after the first, was ever complete. Raises sqlite3.Error."""
-    if is_blank(path):
+    if is_blank(path) or os.path.lexists(f"{path}-journal"):  # the latter is there only while it is made
         return False
     try:
         connection = open_for_reading(path, immutable=False)
@@ -91,7 +91,7 @@ def begin(directory: str, gate: Gate, reason: object) -> tuple[Connection, Heade
     is_gone = not (os.path.isfile(left) or os.path.isfile(f"{left}-wal") or kept_wals(directory, previous))
     generation = previous + 1
     path = database_path(directory, generation)
-    for leftover in (path, f"{path}-wal", f"{path}-shm"):
+    for leftover in (f"{path}-journal", path, f"{path}-wal", f"{path}-shm"):
         # Of an attempt that ended before the header named it; or of the parent, in a child forked just now.
         if os.path.lexists(leftover) and not gate.file.is_inherited:
             os.unlink(leftover)
