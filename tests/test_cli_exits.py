@@ -207,6 +207,7 @@ def test_each_code_that_a_program_of_run_can_cause_is_in_the_table(capsys: Captu
     (tmp_path / "no program").write_text("x")
     assert main(["run", "--", str(tmp_path / "none")]) == exits.NOT_FOUND
     assert main(["run", "--", str(tmp_path / "no program")]) == exits.NOT_EXECUTABLE
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN, "a closed socket would end this process"
 
 
 def test_help_says_what_each_code_means(environment: dict[str, str]) -> None:

@@ -81,9 +81,12 @@ def _start(program: list[str], environment: dict[str, str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         # Python ignores these two from its start on, and what is ignored stays so in the program.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        os.execvpe(program[0], program, environment)
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGPIPE, signal.SIGXFSZ)}
+        try:
+            os.execvpe(program[0], program, environment)
+        finally:  # there is no such program, and this one goes on
+            for number, handler in before.items():
+                signal.signal(number, handler)
     process = subprocess.Popen([shutil.which(program[0]) or program[0], *program[1:]], env=environment)
     while True:
         try:
