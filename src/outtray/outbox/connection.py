@@ -88,7 +88,8 @@ def open_database(path: str, lock: FileLock) -> Connection:
     A file of an older minor format is brought to this one. Raises OutboxUnusable, sqlite3.Error and OSError.
     """
     if not os.path.exists(path):
-        _create_private(path)
+        os.close(create_private(path, lock))
+        os.chmod(path, 0o600)  # whatever the umask; SQLite gives its -wal and -shm the same mode
     connection = _connect(path, lock)
     try:
         _require_outbox(connection, path)
@@ -157,11 +158,12 @@ def forked(path: str) -> OutboxUnusable:
     return OutboxUnusable(f"this process was forked while {path} was in use; it cannot use it")
 
 
-def _create_private(path: str) -> None:
-    """Create the empty file with mode 0600 whatever the umask; SQLite gives its -wal and -shm the same mode."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.close(descriptor)
-    os.chmod(path, 0o600)
+def create_private(path: str, lock: FileLock) -> int:
+    """Create the empty file with mode 0600 and return its descriptor. Raises OutboxUnusable, OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    if lock.is_inherited:  # it is the parent's to create; no signal handler can come in between this and the next line
+        raise forked(path)
+    return os.open(path, flags, 0o600)
 
 
 def _connect(path: str, lock: FileLock | None = None, *, uri: str = "") -> Connection:

@@ -13,7 +13,7 @@ import sqlite3
 
 from outtray import journal
 from outtray.outbox import sql
-from outtray.outbox.connection import DamageFound, is_damage, open_database, open_for_reading
+from outtray.outbox.connection import DamageFound, create_private, is_damage, open_database, open_for_reading
 from outtray.outbox.files import database_path, is_blank, kept_wal_path, kept_wals, newest_generation
 from outtray.outbox.gate import Gate, Header, new_epoch
 
@@ -130,7 +130,7 @@ def keep_wal(directory: str, lock: FileLock, generation: int) -> str | None:
     while os.path.lexists(copy := kept_wal_path(directory, generation, number)):
         number += 1
     try:
-        with open(path, "rb", buffering=0) as source, open(_create(copy), "wb", buffering=0) as target:
+        with open(path, "rb", buffering=0) as source, open(create_private(copy, lock), "wb", buffering=0) as target:
             # A child that a signal handler forks in here shares the offsets of both.
             while not lock.is_inherited and (data := source.read(1024 * 1024)) and not lock.is_inherited:
                 if target.write(data) < len(data):
@@ -141,10 +141,6 @@ def keep_wal(directory: str, lock: FileLock, generation: int) -> str | None:
             os.unlink(copy)
         return None
     return copy
-
-
-def _create(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
 
 
 def _size(path: str) -> int:
