@@ -85,8 +85,14 @@ BUGS = (
     Bug(
         "the identity of the file is not compared",
         "outbox/database.py",
+        "        if header.generation != self._generation or not self._gate.file.is_at_path():\n"
+        "            return False\n"
+        "        try:\n"
+        "            found = os.stat(self._path)\n"
+        "        except OSError:\n"
+        "            return False\n"
         "        return (found.st_dev, found.st_ino) == self._identity",
-        "        return found is not None",
+        "        return header.generation == self._generation",
         "races",
         ("--only", "replaced by a copy"),
         quick=True,
