@@ -37,12 +37,12 @@ def _close_outboxes() -> None:
     """End the threads and forget the outboxes of the test, so that the next one begins as in a new process."""
     from outtray import client, consent, identity, journal
     from outtray.delivery import flusher
-    from outtray.outbox import store
+    from outtray.outbox import shared
 
     for running in flusher._shared.values():
         running.stop()
     flusher._shared.clear()
-    store._shared.clear()
+    shared._shared.clear()
     identity._known.clear()
     consent._known.clear()
     journal._last.clear()

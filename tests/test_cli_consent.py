@@ -23,7 +23,7 @@ import pytest
 import outtray
 from outtray import consent
 from outtray.cli import main
-from outtray.outbox import erasure, store
+from outtray.outbox import erasure, shared
 from outtray.outbox.gate import Header
 from outtray.outbox.look import look
 from outtray.outbox.transaction import ERASING
@@ -365,7 +365,7 @@ sys.stdin.read()
 def test_a_withdrawal_that_was_killed_is_finished_by_the_next_flush(
     server: FakeServer, environment: dict[str, str], folder: Path, run_python: Run, capsys: Capture
 ) -> None:
-    outbox = store.shared(str(folder), destination="zenml", max_bytes=2**30)
+    outbox = shared.at(str(folder), destination="zenml", max_bytes=2**30)
     count = 15_000
     with outbox.writing() as transaction:
         for id in range(1, count + 1):
@@ -645,7 +645,7 @@ def test_forget_leaves_no_text_no_id_and_no_older_file(server: FakeServer, folde
     for name in ("", "-wal", "-shm"):
         (folder / f"outbox-1-0.db{name}").write_bytes(b"secret-old " + id.encode())
     (folder / "outbox-1-0-0.lost-wal").write_bytes(b"secret-old")
-    store._shared.clear()
+    shared._shared.clear()
     assert asked(capsys, "forget", "--yes") == {"app": "a", "forgotten": 52, "would_forget": 52}
     assert texts(folder, f"secret-\\w+|{id}") == set()
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -748,7 +748,7 @@ def test_a_forgetting_that_was_killed_at_its_end_is_finished_by_a_flush_with_not
     with tray._outbox().writing() as transaction:
         transaction.begin_erasure("forgotten")
     erasure.remove_marked(tray._outbox())  # and killed before the file was written anew
-    store._shared.clear()
+    shared._shared.clear()
     assert texts(folder, r"secret-\d+") != set()
     assert states(capsys) == {}
     assert main(["flush"]) == 0

@@ -18,8 +18,9 @@ import outtray
 from outtray.delivery.flush import flush
 from outtray.delivery.lock import DrainLock
 from outtray.errors import Postponed
-from outtray.outbox import store
+from outtray.outbox import shared
 from outtray.outbox.files import drain_lock_path, gate_path
+from outtray.outbox.store import Outbox
 from outtray.request import exchange
 from outtray.testing import FakeServer
 from tests.conftest import wait_until
@@ -44,9 +45,9 @@ def track(tray: outtray.Tray, count: int, name: str = "good") -> None:
         assert tray.track(name, {"number": number})
 
 
-def outbox_of(tray: outtray.Tray) -> store.Outbox:
+def outbox_of(tray: outtray.Tray) -> Outbox:
     settings = tray.settings
-    return store.shared(settings.directory, destination=settings.destination, max_bytes=settings.max_bytes)
+    return shared.at(settings.directory, destination=settings.destination, max_bytes=settings.max_bytes)
 
 
 # A removed directory

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import outtray
-from outtray.outbox import reserve, store
+from outtray.outbox import reserve, shared
 from outtray.testing import FakeServer
 from tests.conftest import wait_until
 
@@ -128,7 +128,7 @@ def test_settling_gives_the_reserve_back_and_keeps_messages_out_until_there_is_r
 ) -> None:
     tray = with_messages(disk, server, 400, max_batch_count=1)
     ballast = fill(disk)
-    outbox = store.of(tray.settings)
+    outbox = shared.of(tray.settings)
     while tray.track("event", {"number": 9999, "text": "x" * 4000}):
         pass
     assert outbox.give_back_reserve()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import outtray
-from outtray.outbox import store, sync
+from outtray.outbox import shared, sync
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.gate import REWRITE_WAL
 from outtray.testing import FakeServer
@@ -214,10 +214,10 @@ def test_other_processes_heed_that_a_sync_failed(traced: Traced, environment: di
         'configure(durability="power")\nwhile outtray.track("event"): pass\nos.kill(os.getpid(), 9)',
         *("-P", str(wal), "-e", "inject=fsync:error=EIO:when=20+", "-e", "inject=fdatasync:error=EIO"),
     )
-    assert store.of(tray.settings).header().flags & REWRITE_WAL
+    assert shared.of(tray.settings).header().flags & REWRITE_WAL
     size = wal.stat().st_size
     assert tray.track("event")
-    assert store.of(tray.settings).header().flags & REWRITE_WAL == 0
+    assert shared.of(tray.settings).header().flags & REWRITE_WAL == 0
     assert wal.stat().st_size < size
 
 

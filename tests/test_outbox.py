@@ -16,10 +16,10 @@ import pytest
 
 from outtray.errors import OutboxBusy, OutboxFull, OutboxUnusable
 from outtray.outbox import gate as gate_module
-from outtray.outbox import look, upkeep
+from outtray.outbox import look, shared, upkeep
 from outtray.outbox.gate import Gate, Header
 from outtray.outbox.records import Batch, Mark
-from outtray.outbox.store import Outbox, shared
+from outtray.outbox.store import Outbox
 
 MIB = 1024 * 1024
 BODY = '{"text": "' + "x" * 480 + '"}'
@@ -32,7 +32,7 @@ def directory(tmp_path: Path) -> str:
 
 @pytest.fixture
 def outbox(directory: str) -> Outbox:
-    return shared(directory, destination="zenml", max_bytes=64 * MIB)
+    return shared.at(directory, destination="zenml", max_bytes=64 * MIB)
 
 
 def fill(outbox: Outbox, count: int, *, body: str = BODY, local: bool = False) -> list[int]:
@@ -219,7 +219,7 @@ def test_the_view_shows_each_message_with_its_state(outbox: Outbox, directory: s
 
 
 def test_delivered_messages_go_first_and_then_the_newest_is_refused(directory: str) -> None:
-    outbox = shared(directory, destination="zenml", max_bytes=600_000)
+    outbox = shared.at(directory, destination="zenml", max_bytes=600_000)
     fill(outbox, 200)
     outbox.settle(take(outbox, 200), status=200, seconds=0.1)
     with pytest.raises(OutboxFull, match="max_bytes=600000"):
@@ -243,7 +243,7 @@ def test_retention_counts_from_the_delivery(outbox: Outbox) -> None:
 
 
 def test_delivered_messages_keep_to_an_eighth_of_the_bound(directory: str) -> None:
-    outbox = shared(directory, destination="zenml", max_bytes=8 * 100_000)
+    outbox = shared.at(directory, destination="zenml", max_bytes=8 * 100_000)
     fill(outbox, 700)
     while not nothing_pending(outbox):
         outbox.settle(take(outbox, 50), status=200, seconds=0.1)
@@ -301,7 +301,7 @@ def test_what_could_not_be_counted_is_counted_with_the_next_write(outbox: Outbox
 def test_files_are_private_whatever_the_umask(directory: str) -> None:
     before = os.umask(0o777)
     try:
-        outbox = shared(directory, destination="zenml", max_bytes=MIB)
+        outbox = shared.at(directory, destination="zenml", max_bytes=MIB)
         fill(outbox, 1)
     finally:
         os.umask(before)
@@ -333,8 +333,8 @@ def test_a_message_goes_into_the_outbox_that_another_program_put_in_its_place(
     fill(outbox, 5)
     shutil.rmtree(directory)
     code = (
-        "import sys; from outtray.outbox.store import shared\n"
-        "shared(sys.argv[1], destination='zenml', max_bytes=1 << 26).append('theirs', 'event', '{}', accepted_at=1.0)"
+        "import sys; from outtray.outbox.shared import at\n"
+        "at(sys.argv[1], destination='zenml', max_bytes=1 << 26).append('theirs', 'event', '{}', accepted_at=1.0)"
     )
     subprocess.run([sys.executable, "-c", code, directory], env=environment, check=True)
     outbox.append("ours", "event", BODY, accepted_at=1.0)
@@ -359,7 +359,7 @@ def test_a_directory_that_cannot_be_is_a_clear_error(place: str, tmp_path: Path)
     (tmp_path / "file").write_text("mine")
     path = tmp_path / "file" if place == "a file" else tmp_path / "file" / "app"
     with pytest.raises(OutboxUnusable, match="cannot be used"):
-        fill(shared(str(path), destination="zenml", max_bytes=MIB), 1)
+        fill(shared.at(str(path), destination="zenml", max_bytes=MIB), 1)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -442,8 +442,8 @@ def test_threads_append_side_by_side(outbox: Outbox) -> None:
 
 def test_processes_append_side_by_side(directory: str, environment: dict[str, str]) -> None:
     code = (
-        "import sys; from outtray.outbox.store import shared\n"
-        "o = shared(sys.argv[1], destination='zenml', max_bytes=1 << 26)\n"
+        "import sys; from outtray.outbox import shared\n"
+        "o = shared.at(sys.argv[1], destination='zenml', max_bytes=1 << 26)\n"
         "for n in range(300): o.append(f'{sys.argv[2]}-{n}', 'event', '{}', accepted_at=1.0)\n"
     )
     running = [
@@ -483,8 +483,8 @@ def test_the_wal_stays_small_under_steady_load(outbox: Outbox, directory: str) -
 def store_and_leave_it_open(directory: str) -> None:
     """Have a program store a message and end like one that is killed."""
     code = (
-        "import os, sys\nfrom outtray.outbox.store import shared\n"
-        "shared(sys.argv[1], destination='zenml', max_bytes=1 << 26).append('m', 'event', '{}', accepted_at=1.0)\n"
+        "import os, sys\nfrom outtray.outbox import shared\n"
+        "shared.at(sys.argv[1], destination='zenml', max_bytes=1 << 26).append('m', 'event', '{}', accepted_at=1.0)\n"
         "os._exit(9)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}

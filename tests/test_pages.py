@@ -19,18 +19,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outtray.outbox import pages
+from outtray.outbox import pages, shared
 from outtray.outbox.pages import Record, records
 from outtray.outbox.records import Mark, checksum
-from outtray.outbox.store import Outbox, shared
+from outtray.outbox.store import Outbox
 
 MIB = 1024 * 1024
 PAGE_SIZES = (512, 1024, 4096, 8192, 65536)
 
 KILLED = """
 import os, sys
-from outtray.outbox import store
-outbox = store.shared(sys.argv[1], destination="zenml", max_bytes=2**30)
+from outtray.outbox import shared
+outbox = shared.at(sys.argv[1], destination="zenml", max_bytes=2**30)
 for number in range(int(sys.argv[2])):
     outbox.append(f"message-{number}", "event", "x" * int(sys.argv[3]), accepted_at=1.5)
 os._exit(9)
@@ -50,7 +50,7 @@ def body_of(size: int) -> str:
 @contextmanager
 def left_open(directory: Path) -> Iterator[tuple[Outbox, Path]]:
     """An outbox as a killed process leaves it, once `copied` is called: with its WAL."""
-    outbox = shared(str(directory), destination="zenml", max_bytes=2**30)
+    outbox = shared.at(str(directory), destination="zenml", max_bytes=2**30)
     yield outbox, directory / "outbox-1-0.db"
     outbox.close()
 

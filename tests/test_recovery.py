@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 import outtray
-from outtray.outbox import erasure, recovery, sources, store, upkeep
+from outtray.outbox import erasure, recovery, shared, sources, upkeep
 from outtray.outbox.connection import open_database
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.generation import SALVAGED
 from outtray.outbox.records import Mark
+from outtray.outbox.store import Outbox
 from outtray.testing import FakeServer
 from tests.conftest import wait_until
 
@@ -45,8 +46,8 @@ class World:
         self.numbers = 0
 
     @property
-    def outbox(self) -> store.Outbox:
-        return store.of(self.tray.settings)
+    def outbox(self) -> Outbox:
+        return shared.of(self.tray.settings)
 
     def database(self, generation: int = 0) -> Path:
         return self.directory / f"outbox-1-{generation}.db"

@@ -20,9 +20,9 @@ import pytest
 
 import outtray
 from outtray.cli import main
-from outtray.outbox import upkeep
+from outtray.outbox import shared, upkeep
 from outtray.outbox.records import Mark
-from outtray.outbox.store import Outbox, shared
+from outtray.outbox.store import Outbox
 from outtray.testing import FakeServer
 
 from .conftest import wait_until
@@ -398,7 +398,7 @@ def texts_left(directory: str, ids: set[int]) -> set[int]:
 def test_a_purge_leaves_no_byte_also_of_rows_that_were_moved_before(seed: int, tmp_path: Path) -> None:
     """Pruning moves the rows that stay to other pages; what it leaves behind on the old ones must be gone too."""
     chance = random.Random(seed)
-    outbox = shared(str(tmp_path / "app"), destination="zenml", max_bytes=64 * MIB)
+    outbox = shared.at(str(tmp_path / "app"), destination="zenml", max_bytes=64 * MIB)
     for number in range(1, 401):
         text = f"tulip-{number:05d} " * chance.choice([5, 30, 90, 300, 900])
         assert outbox.append(f"m{number}", "event", json.dumps({"t": text}), accepted_at=float(number)) == number
@@ -412,7 +412,7 @@ def test_a_purge_leaves_no_byte_also_of_rows_that_were_moved_before(seed: int, t
 @pytest.mark.parametrize("state", ["pending", "dead", "local", "deferred"])
 @pytest.mark.usefixtures("sparing_sqlite")
 def test_the_text_of_what_is_purged_is_gone_and_of_what_stays_is_there(state: str, tmp_path: Path) -> None:
-    outbox = shared(str(tmp_path / "app"), destination="zenml", max_bytes=64 * MIB)
+    outbox = shared.at(str(tmp_path / "app"), destination="zenml", max_bytes=64 * MIB)
     for number in range(1, 101):
         text = f"tulip-{number:05d} " * 30
         body, is_local = json.dumps({"t": text}), state == "local" and number % 2 == 0

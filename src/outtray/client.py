@@ -11,7 +11,8 @@ from outtray import settings as settings_module
 from outtray.delivery import flusher
 from outtray.encoding import as_properties, clock_text, encode, new_message_id, timestamp_text
 from outtray.errors import MessageTooLarge, OutboxDenied, OuttrayError
-from outtray.outbox import store
+from outtray.outbox import shared
+from outtray.outbox.store import DELIVERY_SETTINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class _Line:
         self.settings = settings
         self.last_id: int | None = None
         self._told: int | None = None
-        self._outbox = store.of(settings)
+        self._outbox = shared.of(settings)
         self._flusher = flusher.shared(self._outbox, settings)
 
     def store(
@@ -210,7 +211,7 @@ class _Line:
         try:
             is_kept = self._outbox.keep_identity()
             if known:
-                self._outbox.set_meta(store.DELIVERY_SETTINGS, json.dumps(known, sort_keys=True))
+                self._outbox.set_meta(DELIVERY_SETTINGS, json.dumps(known, sort_keys=True))
         except OuttrayError as error:
             journal.failed("storing what other processes need", error)
             return False

@@ -10,7 +10,7 @@ from outtray.context import AnalyticsContext
 from outtray.encoding import as_properties
 from outtray.errors import SettingsError
 from outtray.forking import importing
-from outtray.outbox import store
+from outtray.outbox import shared
 from outtray.outbox.files import exists
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from outtray.delivery.flush import FlushReport
     from outtray.enums import AnalyticsEvent
+    from outtray.outbox.store import Outbox
     from outtray.settings import Settings
 
 
@@ -170,9 +171,9 @@ class Tray:
 
         flusher.shared(self._outbox(), self.settings).stop()
 
-    def _outbox(self) -> store.Outbox:
+    def _outbox(self) -> Outbox:
         settings = self.settings
-        return store.of(settings)
+        return shared.of(settings)
 
 
 class _DefaultTray(Tray):

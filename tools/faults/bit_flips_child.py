@@ -26,7 +26,7 @@ from outtray import destinations, errors, settings
 from outtray.cli import main
 from outtray.delivery import backoff
 from outtray.delivery.flush import flush
-from outtray.outbox import look, store
+from outtray.outbox import look, shared
 from outtray.outbox.files import database_path, newest_generation
 from outtray.outbox.inspect import Unreadable, inspect
 
@@ -121,7 +121,7 @@ class Use:
     def __init__(self, folder: Path, messages: list[dict[str, Any]]) -> None:
         given = {"app": "a", "dir": str(folder), "destination": DESTINATION, "url": "http://127.0.0.1:9"}
         self._settings = settings.resolve(given, environ={})
-        self._outbox = store.shared(str(folder / "a"), destination=DESTINATION, max_bytes=2**30)
+        self._outbox = shared.at(str(folder / "a"), destination=DESTINATION, max_bytes=2**30)
         self._messages = list(messages)
         self._ids = {message["id"] for message in messages}
         self._fails = False
@@ -182,7 +182,7 @@ class Use:
             self.verdict.counts["close failed"] += 1
         except Exception as error:
             self.verdict.violated("raised", f"close: {error!r}")
-        store._shared.clear()  # as in a new process
+        shared._shared.clear()  # as in a new process
 
     # What became of the messages
 

@@ -14,9 +14,8 @@ import sys
 import time
 
 from outtray.delivery import backoff
-from outtray.outbox import upkeep
+from outtray.outbox import shared, upkeep
 from outtray.outbox.records import Mark, Message
-from outtray.outbox.store import shared
 
 STATES = ("delivered", "dead", "deferred", "retry", "retry in the WAL", "delivered", "delivered")
 """What becomes of the messages of the first half, in turn; of the others every sixth is local, and the rest waits."""
@@ -33,7 +32,7 @@ def text_of(number: int) -> str:
 
 def main() -> None:
     directory, count, destination = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    outbox = shared(directory, destination=destination, max_bytes=2**30)
+    outbox = shared.at(directory, destination=destination, max_bytes=2**30)
     made = {}
 
     def append(number: int, state: str) -> None:

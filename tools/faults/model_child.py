@@ -27,8 +27,9 @@ from outtray.cli import COMMANDS
 from outtray.cli import main as command_line
 from outtray.delivery.drain import Drain, fingerprint
 from outtray.delivery.lock import DrainLock
-from outtray.outbox import store, upkeep
+from outtray.outbox import shared, upkeep
 from outtray.outbox.records import Mark
+from outtray.outbox.store import Outbox
 from outtray.tray import default_tray
 
 DESTINATION = "zenml"
@@ -129,9 +130,9 @@ class Process:
         default_tray.close()
 
     @property
-    def _outbox(self) -> store.Outbox:
+    def _outbox(self) -> Outbox:
         settings = settings_module.current()
-        return store.shared(settings.directory, destination=DESTINATION, max_bytes=settings.max_bytes)
+        return shared.at(settings.directory, destination=DESTINATION, max_bytes=settings.max_bytes)
 
 
 ORDERS = ("configure", "track", "drain", "answer", "jump", "purge", "retry", "prune", "command", "commands", "close")

@@ -84,7 +84,7 @@ BUGS = (
     ),
     Bug(
         "the identity of the file is not compared",
-        "outbox/database.py",
+        "outbox/handle.py",
         "        if header.generation != self._generation or not self._gate.file.is_at_path():\n"
         "            return False\n"
         "        try:\n"
@@ -160,7 +160,7 @@ BUGS = (
     ),
     Bug(
         "a call that was forked in its middle goes on in the child",
-        "outbox/database.py",
+        "outbox/handle.py",
         "            forbid_all(lock)\n",
         "            pass\n",
         "forks",
@@ -168,7 +168,7 @@ BUGS = (
     ),
     Bug(
         "the file stays open across a fork",
-        "outbox/store.py",
+        "outbox/shared.py",
         "forking.before.append(_before_fork)\n",
         "",
         "forks",

@@ -15,7 +15,7 @@ from outtray.consent import stored
 from outtray.delivery.drain import delivery_settings
 from outtray.delivery.status import unsalvaged
 from outtray.errors import DiskFull, OutboxBusy, OutboxDamaged, OutboxError
-from outtray.outbox import look, store
+from outtray.outbox import look, shared
 from outtray.outbox.connection import translated
 from outtray.outbox.files import exists, has_outbox
 from outtray.outbox.transaction import ERASING
@@ -171,7 +171,7 @@ def cause(error: OutboxError) -> str:
 def opened(settings: Settings) -> Iterator[Outbox]:
     """Give the outbox for changing it, and close it afterwards. Raises OutboxError; a busy one with who keeps it."""
     try:
-        with closing(store.of(settings)) as outbox:
+        with closing(shared.of(settings)) as outbox:
             yield outbox
     except OutboxBusy as error:
         from outtray.cli import processes

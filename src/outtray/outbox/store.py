@@ -1,4 +1,4 @@
-"""The outbox: append, pending, settle. One per directory and process, see `shared`."""
+"""The outbox: append, pending, settle. One per directory and process, see `shared.py`."""
 
 from __future__ import annotations
 
@@ -6,33 +6,28 @@ import sqlite3
 import sys
 import time
 
-from outtray import consent, forking, identity, journal
+from outtray import consent, identity, journal
 from outtray.errors import DiskFull, OutboxBusy, OutboxDenied, OutboxFull, SyncFailed
-from outtray.outbox import reserve, sql
+from outtray.outbox import reserve, sql, waiting
 from outtray.outbox.connection import DamageFound, is_damage, translated
 from outtray.outbox.database import Database
 from outtray.outbox.gate import CHOICE_BITS, NO_ROOM
-from outtray.outbox.records import LONGEST_WAIT, Batch, Cursor, Mark, Message, checksum
+from outtray.outbox.records import Batch, Cursor, Mark, checksum
 from outtray.outbox.transaction import Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from types import FrameType
+    from collections.abc import Callable, Iterable, Sequence
     from typing import TypeVar
 
     from outtray.outbox.connection import Connection
     from outtray.outbox.gate import Header
     from outtray.outbox.sync import Waiter
-    from outtray.settings import Settings
 
     Result = TypeVar("Result")
 
 BYTES_BETWEEN_CHECKS = 256 * 1024
 """Bytes that one process appends, at most, between two looks at the size of the file."""
-
-MARKS_CHECKED = 100_000
-"""Marks that are read as a whole, at most: about 30 ms."""
 
 DELIVERY_SETTINGS = "delivery"
 """Key in `meta` of what drainers need to know of the host's settings, as JSON."""
@@ -241,44 +236,28 @@ class Outbox(Database):
         With *is_ahead* a damaged file is not left, as the batch before is still to be settled in it.
         """
         with self.reading(leave_damaged=not is_ahead) as connection:
-            header = self.header()
-            cursor = Cursor(connection.execute(sql.CURSOR, (destination,)).fetchone()).id
-            now = time.time()
-            rows = connection.execute(sql.DUE_EXCEPTIONS, (destination, now, now + LONGEST_WAIT))
-            messages = _within(rows, max_count, max_bytes, frozenset(passed_over))
-            if messages:
-                return Batch(destination, messages, header, in_order=False, marked=True)
-            after_id = max(cursor, after_id)
-            log = _log(connection, destination, after_id, max_count)
-            messages = _within(log, max_count, max_bytes, frozenset())
-            if not messages:
-                return None
-            if messages[-1].id - after_id != len(messages):
-                _require_all_accounted(connection, destination, after_id, messages)
-            return Batch(destination, messages, header, in_order=True)
+            return waiting.due(
+                connection,
+                self.header(),
+                destination,
+                after_id=after_id,
+                max_count=max_count,
+                max_bytes=max_bytes,
+                passed_over=passed_over,
+            )
 
     def check_marks(self) -> None:
-        """See that no mark is passed over, once for each opening of the file. Raises OutboxDamaged where one would be.
-
-        Of more than `MARKS_CHECKED` marks only `doctor` reads all.
-        """
+        """See, once for each opening of the file, that no mark is passed over. Raises OutboxDamaged."""
         if self._marks_checked == self.openings:
             return
         with self.reading() as connection:
-            is_much = connection.execute(sql.MORE_MARKS_THAN, (MARKS_CHECKED,)).fetchone()[0]
-            if not is_much:
-                by_table = connection.execute(sql.MARKS_BY_TABLE).fetchone()[:4]
-                unknown = connection.execute(sql.UNKNOWN_STATES).fetchone()
-                if unknown or by_table != connection.execute(sql.MARKS_BY_INDEX).fetchone():
-                    raise DamageFound("the marks of messages and their index disagree")
+            waiting.require_sound_marks(connection)
             self._marks_checked = self.openings
 
     def newest(self, destination: str, *, after_id: int) -> Batch | None:
         """Return the newest waiting message behind *after_id* as a batch of one that may overtake the others."""
         with self.reading() as connection:
-            cursor = Cursor(connection.execute(sql.CURSOR, (destination,)).fetchone()).id
-            row = connection.execute(sql.NEWEST, (destination, max(after_id, cursor))).fetchone()
-            return Batch(destination, [Message(row)], self.header(), in_order=False) if row else None
+            return waiting.newest(connection, self.header(), destination, after_id=after_id)
 
     def settle(self, batch: Batch, marks: Sequence[Mark] = (), *, status: int, seconds: float) -> bool:
         """Write down that *batch* is done: delivered, but for the messages that *marks* name.
@@ -328,7 +307,7 @@ class Outbox(Database):
     def cursor(self, destination: str) -> Cursor:
         """Return how far *destination* is."""
         with self.reading() as connection:
-            return Cursor(connection.execute(sql.CURSOR, (destination,)).fetchone())
+            return waiting.cursor(connection, destination)
 
     def is_settled(self, destination: str, id: int) -> bool:
         """Tell whether no message up to *id* is pending for *destination*."""
@@ -376,88 +355,3 @@ class Outbox(Database):
         if self.meta(key) != value:
             with self.writing() as transaction:
                 transaction.execute(sql.SET_META, (key, value))
-
-
-def _log(connection: sqlite3.Connection, destination: str, after_id: int, max_count: int) -> Iterator[Sequence[object]]:
-    """Give the messages behind *after_id* that have no mark, read *max_count* at a time. Raises DamageFound."""
-    is_more = True
-    while is_more:
-        count = 0
-        for row in connection.execute(sql.LOG, (destination, after_id, max_count)):
-            if row[0] <= after_id:
-                raise DamageFound(f"behind message {after_id} the log goes on with {row[0]}")
-            after_id = row[0]
-            count += 1
-            if row[2] is not None:
-                yield row
-        is_more = count == max_count
-
-
-def _require_all_accounted(
-    connection: sqlite3.Connection, destination: str, after_id: int, messages: list[Message]
-) -> None:
-    """See that no message is missing between those of a batch. Raises DamageFound."""
-    last_id = messages[-1].id
-    accounted = connection.execute(sql.ACCOUNTED, (destination, after_id, last_id)).fetchone()[0]
-    if accounted is not None and len(messages) + accounted < last_id - after_id:
-        raise DamageFound(f"between the messages {after_id} and {last_id} some are missing")
-
-
-def _within(
-    rows: Iterable[Sequence[object]], max_count: int, max_bytes: int, passed_over: frozenset[int]
-) -> list[Message]:
-    messages: list[Message] = []
-    size = 0
-    for row in rows:
-        if row[0] in passed_over:
-            continue
-        message = Message(row)
-        size += len(message.body) + 1  # and the comma
-        if messages and size > max_bytes:
-            break
-        messages.append(message)
-        if len(messages) == max_count:
-            break
-    return messages
-
-
-_shared: dict[str, Outbox] = {}
-
-
-def shared(directory: str, *, destination: str, max_bytes: int, sync_each: bool = False) -> Outbox:
-    """Return this process's one `Outbox` for *directory*: two would end each other's locks."""
-    outbox = _shared.get(directory)
-    if outbox is None:
-        outbox = _shared.setdefault(directory, Outbox(directory, destination=destination, max_bytes=max_bytes))
-    outbox.destination, outbox.max_bytes, outbox.sync_each = destination, max_bytes, sync_each
-    return outbox
-
-
-def of(settings: Settings) -> Outbox:
-    """Return this process's outbox as *settings* want it."""
-    return shared(
-        settings.directory,
-        destination=settings.destination,
-        max_bytes=settings.max_bytes,
-        sync_each=settings.durability == "power",
-    )
-
-
-def _before_fork(frame: FrameType) -> None:
-    for outbox in list(_shared.values()):
-        outbox.before_fork(frame)
-
-
-def _after_fork_in_parent(frame: FrameType) -> None:
-    for outbox in list(_shared.values()):
-        outbox.after_fork_in_parent(frame)
-
-
-def _after_fork_in_child(frame: FrameType) -> None:
-    for outbox in list(_shared.values()):
-        outbox.after_fork_in_child(frame)
-
-
-forking.before.append(_before_fork)
-forking.in_parent.append(_after_fork_in_parent)
-forking.in_child.append(_after_fork_in_child)

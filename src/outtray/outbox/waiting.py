@@ -1,0 +1,109 @@
+"""Which messages are due next, read so that no damage passes for a gap: whatever is missing raises DamageFound."""
+
+from __future__ import annotations
+
+import time
+
+from outtray.outbox import sql
+from outtray.outbox.connection import DamageFound
+from outtray.outbox.records import LONGEST_WAIT, Batch, Cursor, Message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from outtray.outbox.gate import Header
+
+MARKS_CHECKED = 100_000
+"""Marks that are read as a whole, at most: about 30 ms."""
+
+
+def cursor(connection: sqlite3.Connection, destination: str) -> Cursor:
+    """Return how far *destination* is."""
+    return Cursor(connection.execute(sql.CURSOR, (destination,)).fetchone())
+
+
+def due(
+    connection: sqlite3.Connection,
+    header: Header,
+    destination: str,
+    *,
+    after_id: int,
+    max_count: int,
+    max_bytes: int,
+    passed_over: Iterable[int],
+) -> Batch | None:
+    """Return the next batch, None if nothing is due; see `Outbox.pending`."""
+    after_id = max(cursor(connection, destination).id, after_id)
+    now = time.time()
+    rows = connection.execute(sql.DUE_EXCEPTIONS, (destination, now, now + LONGEST_WAIT))
+    messages = _within(rows, max_count, max_bytes, frozenset(passed_over))
+    if messages:
+        return Batch(destination, messages, header, in_order=False, marked=True)
+    messages = _within(_log(connection, destination, after_id, max_count), max_count, max_bytes, frozenset())
+    if not messages:
+        return None
+    if messages[-1].id - after_id != len(messages):
+        _require_all_accounted(connection, destination, after_id, messages)
+    return Batch(destination, messages, header, in_order=True)
+
+
+def newest(connection: sqlite3.Connection, header: Header, destination: str, *, after_id: int) -> Batch | None:
+    """Return the newest waiting message as a batch of one, None if there is none; see `Outbox.newest`."""
+    after_id = max(cursor(connection, destination).id, after_id)
+    row = connection.execute(sql.NEWEST, (destination, after_id)).fetchone()
+    return Batch(destination, [Message(row)], header, in_order=False) if row else None
+
+
+def require_sound_marks(connection: sqlite3.Connection) -> None:
+    """See that no mark is passed over. Of more than `MARKS_CHECKED` marks only `doctor` reads all."""
+    if connection.execute(sql.MORE_MARKS_THAN, (MARKS_CHECKED,)).fetchone()[0]:
+        return
+    by_table = connection.execute(sql.MARKS_BY_TABLE).fetchone()[:4]
+    unknown = connection.execute(sql.UNKNOWN_STATES).fetchone()
+    if unknown or by_table != connection.execute(sql.MARKS_BY_INDEX).fetchone():
+        raise DamageFound("the marks of messages and their index disagree")
+
+
+def _log(connection: sqlite3.Connection, destination: str, after_id: int, max_count: int) -> Iterator[Sequence[object]]:
+    """Give the messages behind *after_id* that have no mark, read *max_count* at a time. Raises DamageFound."""
+    is_more = True
+    while is_more:
+        count = 0
+        for row in connection.execute(sql.LOG, (destination, after_id, max_count)):
+            if row[0] <= after_id:
+                raise DamageFound(f"behind message {after_id} the log goes on with {row[0]}")
+            after_id = row[0]
+            count += 1
+            if row[2] is not None:
+                yield row
+        is_more = count == max_count
+
+
+def _require_all_accounted(
+    connection: sqlite3.Connection, destination: str, after_id: int, messages: list[Message]
+) -> None:
+    """See that no message is missing between those of a batch. Raises DamageFound."""
+    last_id = messages[-1].id
+    accounted = connection.execute(sql.ACCOUNTED, (destination, after_id, last_id)).fetchone()[0]
+    if accounted is not None and len(messages) + accounted < last_id - after_id:
+        raise DamageFound(f"between the messages {after_id} and {last_id} some are missing")
+
+
+def _within(
+    rows: Iterable[Sequence[object]], max_count: int, max_bytes: int, passed_over: frozenset[int]
+) -> list[Message]:
+    messages: list[Message] = []
+    size = 0
+    for row in rows:
+        if row[0] in passed_over:
+            continue
+        message = Message(row)
+        size += len(message.body) + 1  # and the comma
+        if messages and size > max_bytes:
+            break
+        messages.append(message)
+        if len(messages) == max_count:
+            break
+    return messages
