@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import outtray
-from outtray import settings
+from outtray import paths
 from outtray.cli import main
 from outtray.outbox import places, reserve
 from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Header
@@ -358,7 +358,7 @@ def test_a_network_file_system(outbox: Path, capsys: Capture, monkeypatch: pytes
 
 
 def test_a_config_file_that_is_wrong_or_shows_the_key(outbox: Path, capsys: Capture) -> None:
-    path = Path(settings.config_path())
+    path = Path(paths.config_path())
     path.parent.mkdir(parents=True)
     path.write_text('write_key = "secret"\nretention = "long"\n')
     path.chmod(0o644)

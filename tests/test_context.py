@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 import outtray
-from outtray import settings
+from outtray import paths, settings
 from outtray.client import Client
 from outtray.context import AnalyticsContext
 from outtray.outbox import look
@@ -24,7 +24,7 @@ USER = UUID("00000000-0000-4000-8000-000000000001")
 
 def stored(app: str = "default") -> list[dict[str, Any]]:
     """Return the stored messages of *app*, oldest first; empty if there is no outbox."""
-    directory = Path(settings.state_dir()) / app
+    directory = Path(paths.state_dir()) / app
     if not directory.exists():
         return []
     with look.look(os.fspath(directory)) as view:

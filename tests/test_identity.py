@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 import outtray
-from outtray import identity, settings
+from outtray import identity, paths
 
 
 def test_the_id_is_a_random_uuid_that_is_kept_in_a_private_file(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_it_is_made_with_the_first_message_and_no_sooner(home: Path) -> None:
     outtray.Tray(app="mine")
     assert list(home.iterdir()) == []
     outtray.track("e")
-    assert (Path(settings.state_dir()) / "mine" / identity.FILE_NAME).exists()
+    assert (Path(paths.state_dir()) / "mine" / identity.FILE_NAME).exists()
 
 
 def test_threads_that_begin_at_once_agree_on_one(tmp_path: Path) -> None:

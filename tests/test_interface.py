@@ -18,7 +18,7 @@ from uuid import UUID
 import pytest
 
 import outtray
-from outtray import settings
+from outtray import paths
 from outtray.client import Client
 from outtray.context import AnalyticsContext
 from outtray.enums import AnalyticsEvent, SourceContext
@@ -138,7 +138,7 @@ KEYS = {
 
 def stored(app: str = "default") -> list[dict[str, Any]]:
     """Return the stored messages of *app*, oldest first."""
-    with look.look(os.path.join(settings.state_dir(), app)) as view:
+    with look.look(os.path.join(paths.state_dir(), app)) as view:
         return [json.loads(message.body) for message in reversed(view.page(limit=10_000))]
 
 
@@ -447,7 +447,7 @@ def test_no_function_of_the_module_raises_for_what_it_is_given(kind: str) -> Non
 
 
 def test_status_says_what_is_wrong_with_an_outbox_and_the_next_message_goes_to_another_file(home: Path) -> None:
-    directory = Path(settings.state_dir()) / "default"
+    directory = Path(paths.state_dir()) / "default"
     directory.mkdir(parents=True)
     (directory / "outbox-1-0.db").write_bytes(b"no database " * 1000)
     (directory / "outbox-1.gate").write_bytes(b"")
@@ -462,7 +462,7 @@ def test_status_says_what_is_wrong_with_an_outbox_and_the_next_message_goes_to_a
 
 def test_flush_says_what_is_wrong_with_an_outbox_of_another_format_and_does_not_raise(home: Path) -> None:
     assert outtray.track("e") is True
-    gate = Path(settings.state_dir()) / "default" / "outbox-1.gate"
+    gate = Path(paths.state_dir()) / "default" / "outbox-1.gate"
     fields = list(Header.LAYOUT.unpack(gate.read_bytes()[: Header.LAYOUT.size]))
     fields[1] = 2
     data = Header.LAYOUT.pack(*fields)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import outtray
-from outtray import identity, settings
+from outtray import identity, paths
 from outtray.cli import main
 from outtray.testing import FakeServer
 
@@ -142,7 +142,7 @@ def test_a_pipe_in_place_of_the_reserve_stops_no_delivery(
 def test_a_pipe_in_place_of_the_config_file_is_one_that_cannot_be_read(
     command: str, outbox: Path, home: Path, environment: dict[str, str], server: FakeServer
 ) -> None:
-    path = Path(settings.config_path())
+    path = Path(paths.config_path())
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
     assert ended(environment, "-c", PROGRAM, server.url).stdout.startswith("0 "), "it may hold a denial"
@@ -153,7 +153,7 @@ def test_a_pipe_in_place_of_the_config_file_is_one_that_cannot_be_read(
 
 
 def test_a_key_is_not_remembered_in_a_pipe(home: Path, environment: dict[str, str]) -> None:
-    path = Path(settings.config_path())
+    path = Path(paths.config_path())
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
     done = ended(environment, "-c", "import outtray; outtray.configure(app='a', write_key='k', remember_key=True)")

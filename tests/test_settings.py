@@ -16,7 +16,7 @@ import platformdirs
 import pytest
 
 import outtray
-from outtray import settings
+from outtray import config_file, paths, settings
 from outtray.errors import SettingsError
 from outtray.options import OPTIONS, environment_name
 
@@ -222,7 +222,7 @@ def test_a_config_file_that_cannot_be_read_may_say_no_and_counts_as_that(
 
 
 def test_a_config_file_that_may_not_be_opened_counts_as_a_denial_too(home: Path) -> None:
-    path = Path(settings.config_path())
+    path = Path(paths.config_path())
     path.mkdir(parents=True)  # reading it fails, whoever asks
     assert outtray.Tray(app="mine").track("e") is False
     path.rmdir()
@@ -346,8 +346,8 @@ def test_folders_are_where_platformdirs_puts_them(
             monkeypatch.delenv(variable, raising=False)
         else:
             monkeypatch.setenv(variable, setting)
-    assert settings.state_dir() == str(platformdirs.user_state_path("outtray"))
-    assert settings.config_path() == str(platformdirs.user_config_path("outtray") / "config.toml")
+    assert paths.state_dir() == str(platformdirs.user_state_path("outtray"))
+    assert paths.config_path() == str(platformdirs.user_config_path("outtray") / "config.toml")
 
 
 def test_the_directory_is_below_the_one_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ def test_the_directory_is_private(home: Path) -> None:
         assert outtray.track("e")
     finally:
         os.umask(before)
-    directory = Path(settings.state_dir()) / "default"
+    directory = Path(paths.state_dir()) / "default"
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()} == {0o600}
 
@@ -409,7 +409,7 @@ def test_the_remembered_key_is_in_the_private_config_file_beside_what_was_there(
 
 def test_a_key_is_remembered_in_a_file_that_did_not_exist(home: Path) -> None:
     outtray.configure(app="mine.app", write_key=SECRET, remember_key=True)
-    path = Path(settings.config_path())
+    path = Path(paths.config_path())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert outtray.Tray(app="mine.app").settings.find_key() == SECRET
@@ -425,9 +425,8 @@ def test_no_key_to_remember_is_an_error_that_says_so(home: Path) -> None:
 def test_a_file_that_cannot_take_the_key_stays_as_it_was(home: Path) -> None:
     text = "[app.mine] # a comment\n[other]\n"
     path = write_config(home, text)
-    values = settings.resolve({"app": "mine", "write_key": SECRET})
     with pytest.raises(SettingsError, match=str(path)) as caught:
-        settings.remember_key(values)
+        config_file.remember_key("mine", SECRET)
     assert SECRET not in str(caught.value)
     assert path.read_text() == text
     assert [file.name for file in path.parent.iterdir()] == ["config.toml"]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 
 import outtray
-from outtray import settings, utils
+from outtray import paths, utils
 from outtray.enums import AnalyticsEvent
 from outtray.models import AnalyticsTrackedModelMixin
 from outtray.outbox import look
@@ -35,7 +35,7 @@ class Failing(AnalyticsTrackedModelMixin):
 
 def stored(app: str = "default") -> list[dict[str, Any]]:
     """Return the stored messages of *app*, oldest first; empty if there is no outbox."""
-    directory = Path(settings.state_dir()) / app
+    directory = Path(paths.state_dir()) / app
     if not directory.exists():
         return []
     with look.look(os.fspath(directory)) as view:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 
-from outtray.settings import without_waiting
+from outtray.paths import without_waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from outtray.settings import make_directory, without_waiting
+from outtray.paths import make_directory, without_waiting
 
 FILE_NAME = "client_id"
 

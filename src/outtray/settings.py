@@ -5,13 +5,12 @@ The first of these that names an option wins, in that order; `options.py` lists 
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
-import sys
 
+from outtray import config_file
 from outtray.errors import SettingsError
 from outtray.options import OPTIONS, checked, environment_name
+from outtray.paths import config_path, state_dir, without_waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,16 +18,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 STORED = (
-    *(
-        "url",
-        "destination",
-        "write_key_file",
-        "max_bytes",
-        "retention",
-        "max_batch_count",
-        "max_batch_bytes",
-        "timeout",
-    ),
+    "url",
+    "destination",
+    "write_key_file",
+    "max_bytes",
+    "retention",
+    "max_batch_count",
+    "max_batch_bytes",
+    "timeout",
 )
 """What is kept in the outbox for drainers that know nothing of the host: nothing secret."""
 
@@ -173,7 +170,7 @@ def resolve(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
     sources: dict[str, str] = {}
     problems: list[str] = []
     path = config_path(environ)
-    content = _config(path, problems)
+    content = config_file.read(path, problems)
     file: dict[str, Any] = {}
     for option in OPTIONS:
         name = option.name
@@ -197,71 +194,13 @@ def resolve(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
             else:
                 values[name], sources[name] = option.default, "default"
         if name == "app":  # the first option: which part of the file is meant depends on it
-            file = _for_app(content or {}, values["app"], path, problems)
+            file = config_file.for_app(content or {}, values["app"], path, problems)
     if content is None and sources["consent"] == "default":
         values["consent"], sources["consent"] = "denied", "file"
     if values["dir"] is None:
         values["dir"] = state_dir(environ)
     values["dir"] = os.path.abspath(os.path.expanduser(values["dir"]))
     return Settings(values, sources, tuple(problems), is_file_unreadable=content is None)
-
-
-def make_directory(path: str) -> None:
-    """Make *path* with mode 0700 whatever the umask, and each parent that is missing. Raises OSError."""
-    if os.path.isdir(path):
-        return
-    if os.path.dirname(path) != path:
-        make_directory(os.path.dirname(path))
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        return  # another process was first, and gives it its mode
-    os.chmod(path, 0o700)
-
-
-def without_waiting(path: str, flags: int, mode: int = 0o600) -> int:
-    """Open *path* and return the descriptor, as an *opener* of `open` does; a pipe, which may block, is refused.
-
-    Raises OSError.
-    """
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), mode)
-    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "a pipe, where a file should be", path)
-    return descriptor
-
-
-def state_dir(environ: Mapping[str, str] = os.environ) -> str:
-    """Return `platformdirs.user_state_path("outtray")`; on Linux by the XDG rule, as that import costs 20 to 33 ms."""
-    return _user_dir("XDG_STATE_HOME", "~/.local/state", "user_state_dir", environ)
-
-
-def config_path(environ: Mapping[str, str] = os.environ) -> str:
-    """Return the path of the config file, below `platformdirs.user_config_path("outtray")`."""
-    return os.path.join(_user_dir("XDG_CONFIG_HOME", "~/.config", "user_config_dir", environ), "config.toml")
-
-
-def _user_dir(variable: str, fallback: str, function: str, environ: Mapping[str, str]) -> str:
-    if sys.platform == "linux":
-        base = environ.get(variable, "")
-        if not base.startswith("/"):  # the XDG rule: a relative path is passed over
-            base = _home(environ) + fallback.removeprefix("~")
-        return os.path.join(base, "outtray")
-    import platformdirs
-
-    return str(getattr(platformdirs, function)("outtray", appauthor=False))
-
-
-def _home(environ: Mapping[str, str]) -> str:
-    home = environ.get("HOME", "")
-    if not home.startswith("/"):
-        import pwd
-
-        try:
-            home = pwd.getpwuid(os.getuid()).pw_dir
-        except KeyError:  # a user without an entry, as in containers
-            return os.path.expanduser("~")
-    return home.rstrip("/")
 
 
 def without_credentials(url: str | None) -> str | None:
@@ -271,92 +210,3 @@ def without_credentials(url: str | None) -> str | None:
     scheme, slashes, rest = url.partition("#")[0].partition("?")[0].partition("//")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{slashes}{authority.rpartition('@')[2]}{slash}{path}"
-
-
-def remember_key(settings: Settings) -> str:
-    """Write the write key of *settings* into the config file, mode 0600, and return the file's path.
-
-    Other lines of the file stay as they are. Raises SettingsError where the file cannot be read or written.
-    """
-    import json
-    import tempfile
-    import tomllib
-
-    path = config_path()
-    if settings.write_key is None:
-        raise SettingsError("remember_key=True needs a write_key to remember, as an argument or in OUTTRAY_WRITE_KEY")
-    key = json.dumps(settings.write_key, ensure_ascii=False)
-    header, line = f'[app."{settings.app}"]', f"write_key = {key}"
-    try:
-        make_directory(os.path.dirname(path))
-        lines: list[str] = []
-        if os.path.exists(path):
-            with open(path, encoding="utf-8", opener=without_waiting) as file:
-                lines = file.read().splitlines()
-        start = next((n for n, text in enumerate(lines) if text.strip() in (header, f"[app.{settings.app}]")), None)
-        if start is None:
-            lines += [header, line]
-        else:
-            end = next((n for n in range(start + 1, len(lines)) if lines[n].lstrip().startswith("[")), len(lines))
-            kept = [text for text in lines[start + 1 : end] if text.split("=")[0].strip() != "write_key"]
-            lines[start + 1 : end] = [line, *kept]
-        text = "\n".join(lines) + "\n"
-        tomllib.loads(text)
-        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
-        try:
-            os.chmod(temporary, 0o600)  # mkstemp makes it so, less what the umask takes away
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)  # it holds the key
-            raise
-    except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"the write key could not be remembered in {path}: {error}") from error
-    return path
-
-
-def _config(path: str, problems: list[str]) -> dict[str, Any] | None:
-    """Return the config file's content, None for a file that is there and cannot be understood."""
-    if not _is_there(path):
-        return {}
-    import tomllib
-
-    try:
-        with open(path, "rb", opener=without_waiting) as file:
-            content = tomllib.load(file)
-        if not _is_table_of_tables(content.get("app", {})):
-            raise ValueError("'app' is not a table of applications")
-    except (OSError, ValueError, RecursionError) as error:  # what tomllib raises is a ValueError
-        problems.append(f"the config file {path} was passed over: {error}")
-        return None
-    return content
-
-
-def _is_there(path: str) -> bool:
-    """Tell whether something lies at *path*, and where that cannot be found out, that it does."""
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _for_app(content: dict[str, Any], app: str, path: str, problems: list[str]) -> dict[str, Any]:
-    """Return what the config file says to *app*: its options for all applications, and over them [app.NAME]."""
-    known = {option.name for option in OPTIONS} - {"app"}
-    section = content.get("app", {}).get(app, {})
-    found: dict[str, Any] = {}
-    for where, table in (("", {**content, "app": None}), (f"app.{app}: ", section)):
-        for name, value in table.items():
-            if name in known:
-                found[name] = value
-            elif value is not None:
-                problems.append(f"{path}: {where}{name!r} is not an option and was passed over")
-    return found
-
-
-def _is_table_of_tables(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())

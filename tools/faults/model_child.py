@@ -25,8 +25,9 @@ import outtray
 from outtray import settings as settings_module
 from outtray.cli import COMMANDS
 from outtray.cli import main as command_line
-from outtray.delivery.drain import Drain, fingerprint
+from outtray.delivery.drain import Drain
 from outtray.delivery.lock import DrainLock
+from outtray.delivery.target import fingerprint
 from outtray.outbox import shared, upkeep
 from outtray.outbox.records import Mark
 from outtray.outbox.store import Outbox

@@ -10,8 +10,8 @@ from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments
 from outtray.cli.exits import DONE, KEPT, NOT_CONFIGURED
 from outtray.cli.output import count_text, say, write, write_json
-from outtray.delivery.drain import delivery_settings
 from outtray.delivery.lock import DrainLock
+from outtray.delivery.target import delivery_settings
 from outtray.errors import OutboxBusy, OutboxError
 from outtray.outbox import erasure, look
 from outtray.outbox.connection import translated

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from outtray import consent
 from outtray.cli.examination import NOT_EXAMINED
 from outtray.cli.output import age_text, count_text, size_text
-from outtray.delivery.drain import read_delivery_settings
+from outtray.delivery.target import read_delivery_settings
 from outtray.errors import Postponed
 from outtray.outbox import sources
 from outtray.outbox.files import database_path, is_blank, is_no_file

@@ -24,7 +24,7 @@ from outtray.outbox.files import (
     reserve_path,
 )
 from outtray.outbox.gate import NO_ROOM, REWRITE_WAL
-from outtray.settings import config_path
+from outtray.paths import config_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ from outtray.cli.arguments import setting
 from outtray.cli.exits import UsageError
 from outtray.cli.output import say
 from outtray.consent import stored
-from outtray.delivery.drain import delivery_settings
 from outtray.delivery.status import unsalvaged
+from outtray.delivery.target import delivery_settings
 from outtray.errors import DiskFull, OutboxBusy, OutboxDamaged, OutboxError
 from outtray.outbox import look, shared
 from outtray.outbox.connection import translated

@@ -11,7 +11,8 @@ from outtray.cli.exits import DONE
 from outtray.cli.output import say, size_text, write, write_json
 from outtray.errors import OutboxError
 from outtray.outbox.files import has_outbox
-from outtray.settings import config_path, resolve
+from outtray.paths import config_path
+from outtray.settings import resolve
 
 if TYPE_CHECKING:
     import argparse

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from outtray import consent, journal
-from outtray.delivery.drain import Drain, delivery_settings
+from outtray.delivery.drain import Drain
 from outtray.delivery.lock import DrainLock
+from outtray.delivery.target import delivery_settings
 from outtray.errors import Held, OutboxBusy, OutboxDamaged, OutboxError, SettingsError
 from outtray.outbox import recovery
 from outtray.outbox.upkeep import tidy

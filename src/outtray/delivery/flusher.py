@@ -151,8 +151,9 @@ class Flusher:
     def _deliver(self, stopped: threading.Event, leaving: threading.Event) -> float | None:
         """Drain what is due and return the seconds to wait, None until the next message."""
         with forking.importing:
-            from outtray.delivery.drain import Drain, delivery_settings
+            from outtray.delivery.drain import Drain
             from outtray.delivery.lock import DrainLock
+            from outtray.delivery.target import delivery_settings
             from outtray.outbox.recovery import salvage_if_possible
 
         lock = DrainLock(self._outbox.directory)

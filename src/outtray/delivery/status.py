@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from outtray import consent
-from outtray.delivery.drain import delivery_settings, required_key
+from outtray.delivery.target import delivery_settings, required_key
 from outtray.errors import SettingsError
 from outtray.outbox import look, places
 from outtray.outbox.files import exists, generations, kept_wals

@@ -8,7 +8,7 @@ import sys
 
 from outtray.errors import OutboxUnusable
 from outtray.outbox.sync import sync_directory
-from outtray.settings import make_directory
+from outtray.paths import make_directory
 
 MOUNTS = "/proc/self/mountinfo"
 """The table of what is mounted, on Linux."""

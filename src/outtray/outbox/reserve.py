@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from outtray.outbox.files import reserve_path
-from outtray.settings import without_waiting
+from outtray.paths import without_waiting
 
 SIZE = 8 * 1024 * 1024
 """Bytes: as much as the write-ahead log grows to, with its cap of `LOG_PAGES` and the last transaction."""
