@@ -54,6 +54,7 @@ ORDER = (
     "outbox.look",
     "outbox.inspect",
     "secrets",
+    "sessions",
     "request",
     "destinations",
     "destinations.answers",
@@ -230,6 +231,15 @@ def test_the_package_keeps_the_rule(rule: Rule) -> None:
 
 def test_the_order_names_only_modules_that_exist() -> None:
     assert set(ORDER) <= set(modules_of(SOURCE))
+
+
+def test_the_readme_names_every_module_in_that_order() -> None:
+    text = (SOURCE.parent.parent / "README.md").read_text()
+    shown = text.partition("has the order):\n\n```\n")[2].partition("```")[0]
+    words = iter(shown.replace("/", "").split())
+    names = [module.rpartition(".")[2] or "__init__" for module in ORDER if not module.startswith("destinations.")]
+    missing = [name for name in names if name not in words]  # "in" goes on from where it found the one before
+    assert missing == []
 
 
 PLANTED: tuple[tuple[Rule, str, str], ...] = (

@@ -6,22 +6,16 @@ import encodings.idna  # noqa: F401 - else loaded by the first request's thread,
 import threading
 import time
 import zlib
-from http.client import HTTPResponse, IncompleteRead
-from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from outtray import forking, settings
+from outtray import forking, sessions, settings
 from outtray.enums import source_context
 from outtray.errors import AnalyticsAPIError, Postponed, SettingsError
 from outtray.secrets import without_secrets
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
 MAX_ANSWER_BYTES = 256 * 1024
@@ -122,7 +116,7 @@ class _Call:
         self._done = threading.Event()
         self._response: requests.Response | None = None
         self._error: Exception | None = None
-        self._session = _idle_session()
+        self._session = sessions.take()
         try:
             threading.Thread(target=self._run, name="outtray-request", daemon=True).start()
         except RuntimeError:  # an interpreter that is ending starts no threads; the timeouts of requests must do
@@ -153,7 +147,7 @@ class _Call:
             # Cut off from what requests says, in which the url stands with all its credentials.
             raise Postponed(_reason(self._error)) from None
         assert self._response is not None
-        _keep(self._session)  # here, not in the thread: one that comes late would put back what was abandoned
+        sessions.keep(self._session)  # here, not in the thread: one that comes late would put back what was abandoned
         return self._response
 
     def abandon(self) -> None:
@@ -251,128 +245,3 @@ def _inside(error: BaseException) -> BaseException | None:
 
 
 # Secrets, which receivers and libraries repeat in what they say
-
-
-# Sessions, whose connections can be shut down from outside the thread that waits on them
-
-
-class _Session(requests.Session):
-    """A session that knows its open connections."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # they would tell the receiver who it was
-        self.connections: list[_Tracked] = []
-        self.mount("http://", _Adapter(self))
-        self.mount("https://", _Adapter(self))
-
-    def abandon(self) -> None:
-        """Shut every connection down."""
-        for connection in list(self.connections):
-            connection.shut_down()
-        self.close()
-
-
-class _Adapter(HTTPAdapter):
-    """requests' own adapter with connections that report to the session."""
-
-    def __init__(self, session: _Session) -> None:
-        self._connected = session.connections.append
-        super().__init__(pool_connections=1, pool_maxsize=1)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self._track(self.poolmanager)
-
-    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        self._track(manager)
-        return manager
-
-    def _track(self, manager: Any) -> None:
-        connected = self._connected
-
-        class Plain(_Tracked, HTTPConnection):
-            tell = staticmethod(connected)
-
-        class Secure(_Tracked, HTTPSConnection):
-            tell = staticmethod(connected)
-
-        class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class SecurePool(HTTPSConnectionPool):
-            ConnectionCls = Secure
-
-        manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-
-
-class _Answer(HTTPResponse):
-    """An answer whose head has an end: `http.client` takes one that is cut off for a whole one."""
-
-    fp: Any
-
-    def begin(self) -> None:
-        """Read the head. Raises IncompleteRead if the connection ends in it."""
-        lines = self.fp = _Lines(self.fp)
-        super().begin()
-        if not lines.last:
-            raise IncompleteRead(b"")
-        if self.fp is lines:
-            self.fp = lines.file
-
-
-class _Lines:
-    """A *file* that remembers the *last* line that was read from it; empty at the end of the file."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.last = b"\n"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-    def readline(self, *arguments: int) -> bytes:
-        line: bytes = self.file.readline(*arguments)
-        self.last = line
-        return line
-
-
-class _Tracked:
-    """A connection that is told of when it connects, and can be shut down."""
-
-    response_class: Any = _Answer
-    sock: socket.socket | None
-    tell: Callable[[_Tracked], None]
-
-    def connect(self) -> None:
-        super().connect()  # type: ignore[misc]
-        type(self).tell(self)
-
-    def shut_down(self) -> None:
-        """End whatever waits on the socket."""
-        if self.sock is not None:
-            import socket
-
-            try:
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
-            except OSError:
-                return  # it is closed already
-
-
-_idle: list[_Session] = []
-forking.in_child.append(lambda _: _idle.clear())  # the sockets are the parent's
-
-
-def _idle_session() -> _Session:
-    """Return the session that was used last, with its connection kept alive, or a new one."""
-    try:
-        return _idle.pop()
-    except IndexError:
-        return _Session()
-
-
-def _keep(session: _Session) -> None:
-    del session.connections[:-1]
-    if len(_idle) < 4:
-        _idle.append(session)
