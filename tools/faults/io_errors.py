@@ -241,11 +241,12 @@ def _with_full_disk(worker: Worker, name: str, size: int) -> Tried:
         if started.wait_until_waiting(2):
             sent = {message["properties"]["number"] for message in worker.server.received[earlier:]}
             states = stored(folder).states
-            settled = {number for number in sent if states.get(number) == "delivered"}
+            settled = {number for number in sent if states.get(number, "delivered") == "delivered"}
             ballast.unlink()
             started.go_on()
         outcome = started.finish()
-        tried = _after_trouble(name, worker, folder, Promised(), set(), outcome)
+        removing_delivered = Promised(removing="delivered")  # as on a full disk it is removed at once
+        tried = _after_trouble(name, worker, folder, removing_delivered, set(), outcome)
     tried.counts |= {"sent on the full disk": len(sent), "settled on the full disk": len(settled)}
     if not outcome.last("full"):
         tried.violations.append(f"{name}: no call was refused")

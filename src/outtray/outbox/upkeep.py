@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from outtray.outbox import erasure, recovery, sources, sql
+from outtray.outbox.gate import NO_ROOM
 from outtray.outbox.transaction import ROWS_UNDER_THE_GATE
 
 TYPE_CHECKING = False
@@ -28,6 +29,8 @@ def tidy(outbox: Outbox, *, retention: float) -> None:
     Raises OutboxError, OSError.
     """
     erasure.finish(outbox)
+    if outbox.header().flags & NO_ROOM:
+        retention = 0.0  # on a full disk what was delivered goes first
     prune(outbox, retention=retention)
     sources.clear_away(outbox, retention=retention)
     _shrink(outbox)
