@@ -398,14 +398,20 @@ def test_a_withdrawal_that_was_killed_is_finished_by_the_next_flush(
         assert view.meta(ERASING) is None
 
 
+def with_a_killed_erasure(server: FakeServer, reason: str) -> outtray.Tray:
+    """Return a tray whose one message was to be removed for *reason* when the command was killed."""
+    tray = outtray.Tray(app="a", url=server.url, flush="manual")
+    assert tray.track("secret")
+    with tray._outbox().writing() as transaction:
+        transaction.begin_erasure(reason)
+    return tray
+
+
 @pytest.mark.parametrize("is_denied", [False, True])
 def test_a_forget_that_was_killed_is_finished_by_the_next_flush(
     is_denied: bool, server: FakeServer, folder: Path, run_python: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tray = outtray.Tray(app="a", url=server.url, flush="manual")
-    assert tray.track("secret")
-    with tray._outbox().writing() as transaction:
-        transaction.begin_erasure("forgotten")
+    tray = with_a_killed_erasure(server, "forgotten")
     tray.close()
     assert asked(capsys, "status")["erasing"] is True
     done = run_python("-m", "outtray", "flush", **({"OUTTRAY_CONSENT": "denied"} if is_denied else {}))
@@ -416,10 +422,7 @@ def test_a_forget_that_was_killed_is_finished_by_the_next_flush(
 
 
 def test_a_forget_that_was_killed_is_finished_by_a_program_that_delivers(server: FakeServer, folder: Path) -> None:
-    tray = outtray.Tray(app="a", url=server.url, flush="manual")
-    assert tray.track("secret")
-    with tray._outbox().writing() as transaction:
-        transaction.begin_erasure("forgotten")
+    tray = with_a_killed_erasure(server, "forgotten")
     assert tray.track("later")
     assert tray.flush(20).settled
     tray.close()
@@ -431,10 +434,7 @@ def test_a_forget_that_was_killed_is_finished_by_a_program_that_delivers(server:
 def test_what_a_killed_withdrawal_left_is_not_sent_when_consent_is_given_again(
     server: FakeServer, folder: Path, capsys: Capture
 ) -> None:
-    tray = outtray.Tray(app="a", url=server.url, flush="manual")
-    assert tray.track("secret")
-    with tray._outbox().writing() as transaction:
-        transaction.begin_erasure("withdrawn")
+    tray = with_a_killed_erasure(server, "withdrawn")
     assert tray.track("later")
     assert tray.flush(20).settled
     assert [message["event"] for message in server.received] == ["later"]

@@ -494,7 +494,8 @@ def test_a_gate_that_was_deleted_is_noticed_by_the_program_that_has_it_open(worl
     assert world.ledger()["withdrawn"] == 4
 
 
-def test_an_old_header_out_of_a_backup_does_not_begin_a_generation_anew(world: World) -> None:
+def with_an_old_header(world: World) -> None:
+    """Leave two generations, of 10 and of 5 messages, and the header of the first."""
     world.track(10)
     world.tray.close()
     gate = world.directory / "outbox-1.gate"
@@ -503,6 +504,10 @@ def test_an_old_header_out_of_a_backup_does_not_begin_a_generation_anew(world: W
     world.track(5)
     world.tray.close()
     gate.write_bytes(old)
+
+
+def test_an_old_header_out_of_a_backup_does_not_begin_a_generation_anew(world: World) -> None:
+    with_an_old_header(world)
     world.track(1)
     assert world.generation() == 1
     world.flush()
@@ -511,14 +516,7 @@ def test_an_old_header_out_of_a_backup_does_not_begin_a_generation_anew(world: W
 
 
 def test_an_old_header_beside_a_damaged_newer_file_deletes_nothing(world: World) -> None:
-    world.track(10)
-    world.tray.close()
-    gate = world.directory / "outbox-1.gate"
-    old = gate.read_bytes()
-    header_page(world.database())
-    world.track(5)
-    world.tray.close()
-    gate.write_bytes(old)
+    with_an_old_header(world)
     header_page(world.database(1))
     world.track(1)
     assert world.generation() == 2
