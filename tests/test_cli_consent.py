@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -642,6 +642,8 @@ def test_forget_leaves_no_text_no_id_and_no_older_file(server: FakeServer, folde
         header.generation = 1
         gate.write(header.to_bytes())
     (folder / "outbox-1-0.db").rename(folder / "outbox-1-1.db")
+    with closing(sqlite3.connect(folder / "outbox-1-1.db", isolation_level=None)) as connection:
+        connection.execute("INSERT INTO gaps VALUES (53, 1 << 40)")
     for name in ("", "-wal", "-shm"):
         (folder / f"outbox-1-0.db{name}").write_bytes(b"secret-old " + id.encode())
     (folder / "outbox-1-0-0.lost-wal").write_bytes(b"secret-old")

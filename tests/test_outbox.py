@@ -17,6 +17,7 @@ import pytest
 from outtray.errors import OutboxBusy, OutboxFull, OutboxUnusable
 from outtray.outbox import gate as gate_module
 from outtray.outbox import look, shared, upkeep
+from outtray.outbox.filelock import FileLock
 from outtray.outbox.gate import Gate, Header
 from outtray.outbox.records import Batch, Mark
 from outtray.outbox.store import Outbox
@@ -271,7 +272,26 @@ def test_purge_removes_one_state_and_no_other(state: str, outbox: Outbox) -> Non
     assert after == {**before, **gone}
     with look.look(outbox.directory) as view:
         assert not view.page(state=state)
-        assert view.ledger() == {"purged": before[state]}
+        assert view.ledger() == ({"purged": before[state]} if state != "delivered" else {})
+
+
+@pytest.mark.parametrize("state", upkeep.STATES)
+def test_no_message_changes_its_state_between_the_look_of_a_purge_and_its_end(state: str, outbox: Outbox) -> None:
+    test_purge_removes_one_state_and_no_other("dead", outbox)  # so that there are some of the others
+    gate = FileLock(outbox._gate.file.path)
+    gate.open(create=False)
+    is_free = []
+
+    def trace(statement: str) -> None:
+        if "DISTINCT m.id" in statement or "FROM message_states" in statement:
+            is_free.append(gate.try_acquire())
+
+    with outbox.reading() as connection:
+        connection.set_trace_callback(trace)
+    upkeep.purge(outbox, state=state, before=float("inf"))
+    gate.close()
+    assert is_free
+    assert not any(is_free)
 
 
 def test_a_purge_of_the_undelivered_leaves_no_byte_of_the_text(outbox: Outbox, directory: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 import outtray
-from outtray.outbox import erasure, recovery, shared, sources, upkeep
+from outtray.outbox import erasure, generation, recovery, shared, sources, upkeep
 from outtray.outbox.connection import open_database
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.generation import SALVAGED
@@ -961,3 +962,86 @@ def test_the_new_generation_is_synced_into_the_header_before_the_message_is_stor
     named = gate_writes[0]  # the first header that is written names the new generation
     synced = next(n for n, line in enumerate(lines) if n > named and "sync(" in line and "outbox-1.gate>" in line)
     assert not [line for line in lines[named:synced] if "pwrite64(" in line and "outbox-1-1.db-wal>" in line]
+
+
+# What two accidents at once, or two programs at once, could hide
+
+
+GATE_LOSSES: dict[str, Callable[[Path], None]] = {
+    "deleted": deleted,
+    "emptied": emptied,
+    "a flipped bit": lambda path: overwrite(path, 20, bytes([path.read_bytes()[20] ^ 1])),
+}
+
+
+@pytest.mark.parametrize("loss", GATE_LOSSES)
+def test_a_flipped_bit_in_the_log_loses_nothing_though_the_header_is_lost_too(loss: str, world: World) -> None:
+    code = (
+        "import os, outtray\n"
+        f"tray = outtray.Tray(app='hurt', flush='manual', url={world.server.url!r})\n"
+        "assert all([tray.track('event', {'number': number}) for number in range(300)])\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    log = Path(f"{world.database()}-wal")
+    place = log.stat().st_size // 3
+    overwrite(log, place, bytes([log.read_bytes()[place] ^ 1]))
+    GATE_LOSSES[loss](world.directory / "outbox-1.gate")
+    world.numbers = 300
+    world.track(1)
+    world.flush()
+    assert sorted(world.received()) == list(range(301))
+    assert not world.server.repeats
+    assert world.ledger()["salvaged"] > 100
+    assert world.ledger()["lost"] == 0
+
+
+def test_what_another_thread_brings_back_while_a_generation_begins_is_not_taken_off_the_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.track(50)
+    threads = []
+    keep_wal = generation.keep_wal
+
+    def slow(directory: str, lock: FileLock, number: int) -> str | None:
+        kept = keep_wal(directory, lock, number)
+        thread = threading.Thread(target=recovery.salvage, args=(world.outbox,))
+        thread.start()  # it finds what was kept, and not yet that it belongs to a file that is left
+        threads.append(thread)
+        time.sleep(0.3)
+        return kept
+
+    monkeypatch.setattr(generation, "keep_wal", slow)
+    other_process("import os, sys; os.unlink(sys.argv[1])", str(world.database()))
+    world.track(1)
+    for thread in threads:
+        thread.join(20)
+    assert len(threads) == 1
+    monkeypatch.undo()
+    world.flush()
+    assert sorted(world.received()) == list(range(51))
+    assert world.ledger() == {"file_damaged": 1, "salvaged": 50}
+
+
+def test_a_message_that_lies_behind_its_place_is_not_passed_over(world: World) -> None:
+    world.server.set_mode("refuse")
+    world.track(14)
+    with world.outbox.writing() as transaction:
+        transaction.mark("zenml", 4, "retry")
+        transaction.execute("UPDATE cursors SET id = 8, mirror = -8")
+    world.outbox.empty_wal()
+    world.tray.close()
+    with edited(world.database()) as connection:
+        (text,) = connection.execute("SELECT message_id FROM messages WHERE id = 9").fetchone()
+    data = world.database().read_bytes()
+    assert data.count(text.encode()) == 2, "in its column and in the body"
+    start = data.index(text.encode())
+    place = max(offset for offset in range(start - 12, start) if data[offset] == 9)  # its id, before its columns' kinds
+    overwrite(world.database(), place, b"\x0d")
+    with edited(world.database()) as connection:
+        rows = connection.execute("SELECT id FROM messages").fetchall()
+    assert [id for (id,) in rows[8:]] == [13, 10, 11, 12, 13, 14]
+    world.server.set_mode("ok")
+    world.flush()
+    assert set(world.received()) >= {3, *range(9, 14)}
+    assert world.ledger().get("lost", 0) <= 1, "the ninth, if at all"

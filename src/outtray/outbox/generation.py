@@ -16,6 +16,7 @@ from outtray.outbox import sql
 from outtray.outbox.connection import DamageFound, create_private, is_damage, open_database, open_for_reading
 from outtray.outbox.files import database_path, is_blank, kept_wal_path, kept_wals, newest_generation
 from outtray.outbox.gate import Gate, Header, new_epoch
+from outtray.outbox.records import whole_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,6 +142,21 @@ def keep_wal(directory: str, lock: FileLock, generation: int) -> str | None:
             os.unlink(copy)
         return None
     return copy
+
+
+def highest_in_log(directory: str, number: int) -> int:
+    """Return the highest id of a message that is whole in the log of generation *number*, 0 if there is none.
+
+    SQLite may not show it any more: it drops what is behind a damaged frame. Raises OSError.
+    """
+    from outtray.outbox import pages
+
+    path = f"{database_path(directory, number)}-wal"  # SQLite keeps no locks on this file
+    if not _size(path):
+        return 0
+    messages = (whole_message(record) for record in pages.records(None, path))
+    ids = (message[0] for message in messages if message is not None)
+    return max((id for id in ids if base_id(number) < id <= base_id(number + 1)), default=0)
 
 
 def _size(path: str) -> int:

@@ -56,7 +56,8 @@ def _open(directory: str, gate: Gate, header: Header | None) -> tuple[Connection
             header = Header(number, new_epoch(), highest)
             header.settled_id = connection.execute(sql.LOWEST_CURSOR).fetchone()[0]
             was_left_open = was_left_open and highest > generation.base_id(number)  # else its creator was killed
-        elif header.last_id > highest:  # before anything is written to the log, which may still have them
+            header.last_id = max(highest, generation.highest_in_log(directory, number))
+        if header.last_id > highest:  # before anything is written to the log, which may still have them
             _count_missing(directory, gate, connection, number, highest, header.last_id)
         if was_left_open and header.boot != boot_number() != 0:
             _count_unclean_restart(directory, connection)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from outtray.outbox.gate import Header
+    from outtray.outbox.pages import Record
 
 
 LONGEST_WAIT = 3600.0
@@ -29,6 +30,18 @@ def checksum(id: int, body: bytes, *, local: bool = False) -> int:
 def is_intact(id: int, body: bytes, crc: object) -> bool:
     """Tell whether *crc* is the checksum of that message, local or not."""
     return crc in (checksum(id, body), checksum(id, body, local=True))
+
+
+def whole_message(record: Record) -> tuple[int, str, str, float, int, str] | None:
+    """Return id, message_id, event, accepted_at, crc and body if *record* is a message as it was stored, else None."""
+    match record.values:
+        case (None, bytes(message_id), bytes(event), int() | float() as accepted_at, int(crc), bytes(body)):
+            id = record.rowid
+            if id is not None and id > 0 and is_intact(id, body, crc):
+                texts = (text.decode("utf-8", "replace") for text in (message_id, event, body))
+                message_id_text, event_text, body_text = texts
+                return id, message_id_text, event_text, float(accepted_at), crc, body_text
+    return None
 
 
 class Message:

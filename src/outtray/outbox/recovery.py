@@ -13,7 +13,7 @@ from outtray import consent, journal
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
 from outtray.outbox import pages, sources, sql
 from outtray.outbox.generation import LEFT, SALVAGED, base_id, numbers
-from outtray.outbox.records import checksum, is_intact
+from outtray.outbox.records import checksum, whole_message
 from outtray.outbox.transaction import BYTES_UNDER_THE_GATE, ERASING, ROWS_UNDER_THE_GATE
 
 if TYPE_CHECKING:
@@ -38,12 +38,20 @@ def salvage(outbox: Outbox, go_on: Callable[[], bool] = lambda: True) -> int:
     if consent.stored(outbox.directory) == consent.DENIED:
         return 0
     saved = 0
-    while left := sources.waiting(outbox.directory, outbox.header().generation, outbox.meta):
-        work = _Salvage(outbox, left[0], go_on)  # the newest, which may know that it had what is in older ones
+    while True:
+        number = outbox.header().generation
+        left = sources.waiting(outbox.directory, number, outbox.meta)
+        if not left:
+            break
+        # The newest, which may know that it had what is in older ones.
+        work = _Salvage(outbox, left[0], go_on, generation=number)
         try:
             lost = work.run()
         except _Erased:
             return saved + work.saved
+        except _AnotherGeneration:  # which sees other sources, or the same ones in another light
+            saved += work.saved
+            continue
         saved += work.saved
         if lost is None:
             break
@@ -109,11 +117,16 @@ class _Erased(Exception):
     """The user had erased what is just being brought back."""
 
 
+class _AnotherGeneration(Exception):
+    """The next generation was begun while a source was read."""
+
+
 class _Salvage:
     """Brings one source back, in slices under the gate. A message is taken whose id no other message has, or had."""
 
-    def __init__(self, outbox: Outbox, source: sources.Source, go_on: Callable[[], bool]) -> None:
+    def __init__(self, outbox: Outbox, source: sources.Source, go_on: Callable[[], bool], *, generation: int) -> None:
         self._outbox = outbox
+        self._generation = generation  # the one in use when the source was found
         self._source = source
         self._go_on = go_on
         self._state = _State(source.newest())
@@ -144,7 +157,9 @@ class _Salvage:
         return self._finish()
 
     def _require_wanted(self, transaction: Transaction) -> None:
-        """See that the user did not have all of it erased while it was read. Raises _Erased."""
+        """See that this still holds: nothing was erased or begun anew meanwhile. Raises _Erased, _AnotherGeneration."""
+        if transaction.header.generation != self._generation:
+            raise _AnotherGeneration
         is_under_way = transaction.header.choice == consent.DENIED or _meta(transaction, ERASING) is not None
         if is_under_way or not self._source.files:
             raise _Erased
@@ -164,15 +179,14 @@ class _Salvage:
         """Give id, message_id, event, accepted_at, crc and body of all that is whole and was not settled."""
         top = base_id(self._source.generation + 1)
         for record in self._source.all():
-            id = record.rowid
-            match record.values:
-                case (None, bytes(message_id), bytes(event), int() | float() as accepted_at, int(crc), bytes(body)):
-                    if id is None or not 0 < id <= top or not is_intact(id, body, crc):
-                        continue
-                    self._lowest_seen = id if self._lowest_seen is None else min(self._lowest_seen, id)
-                    self._highest_seen = max(self._highest_seen, id)
-                    if self._is_wanted(id):
-                        yield id, _text(message_id), _text(event), float(accepted_at), crc, _text(body)
+            message = whole_message(record)
+            if message is None or message[0] > top:
+                continue
+            id = message[0]
+            self._lowest_seen = id if self._lowest_seen is None else min(self._lowest_seen, id)
+            self._highest_seen = max(self._highest_seen, id)
+            if self._is_wanted(id):
+                yield message
 
     def _is_wanted(self, id: int) -> bool:
         if id <= self._erased_id:

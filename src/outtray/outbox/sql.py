@@ -148,12 +148,11 @@ IS_SETTLED = """SELECT ?2 <= (SELECT id FROM cursors WHERE destination = ?1) AND
     (SELECT 1 FROM exceptions WHERE state = 'retry' AND destination = ?1 AND id <= ?2)"""
 ADVANCE = """UPDATE cursors SET id = max(id, ?1), mirror = -max(id, ?1)
     WHERE destination = ?2 AND mirror = -id"""
-# On to the last id before the first message that waits, over marked messages and ids that are gone.
-_BEFORE_NEXT = """max(id, coalesce((SELECT m.id - 1 FROM messages m
-    WHERE m.id > cursors.id AND NOT EXISTS
-        (SELECT 1 FROM exceptions e WHERE e.destination = cursors.destination AND e.id = m.id)
-    ORDER BY m.id LIMIT 1), ?1))"""
-ADVANCE_OVER_SETTLED = f"UPDATE cursors SET id = {_BEFORE_NEXT}, mirror = -{_BEFORE_NEXT} WHERE mirror = -id"
+# Each sound cursor, and the last id before the first message that waits for it (?1 if none does).
+BEFORE_WAITING = """SELECT destination, id, coalesce((SELECT m.id - 1 FROM messages m
+    WHERE m.id > c.id AND NOT EXISTS
+        (SELECT 1 FROM exceptions e WHERE e.destination = c.destination AND e.id = m.id)
+    ORDER BY m.id LIMIT 1), ?1) FROM cursors c WHERE mirror = -id"""
 DELIVERED = """UPDATE cursors SET delivered = delivered + ?, next_attempt_at = NULL, attempts = 0, status = ?,
     reason = NULL, held = 0, fingerprint = NULL WHERE destination = ?"""
 WAIT = """UPDATE cursors SET next_attempt_at = ?, attempts = attempts + 1, status = ?, reason = ?, held = ?,

@@ -294,7 +294,7 @@ class Outbox(Database):
                     reason=mark.reason,
                     excerpt=mark.excerpt,
                 )
-            execute(sql.ADVANCE_OVER_SETTLED, (transaction.header.last_id,))
+            transaction.advance_over_settled()
             execute(sql.FORGET_PASSED, (destination,))
             transaction.header.settled_id = execute(sql.LOWEST_CURSOR).fetchone()[0]
             if done:

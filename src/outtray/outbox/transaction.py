@@ -84,6 +84,14 @@ class Transaction:
             self.mark(destination, id, "delivered")
         return was_marked
 
+    def advance_over_settled(self) -> None:
+        """Move each cursor up to the next message that waits; not past one that is missing, which `pending` meets."""
+        for destination, id, until_id in self.execute(sql.BEFORE_WAITING, (self.header.last_id,)).fetchall():
+            if until_id > id:
+                accounted = self.execute(sql.ACCOUNTED, (destination, id, until_id)).fetchone()[0]
+                if accounted is None or accounted >= until_id - id:
+                    self.execute(sql.ADVANCE, (until_id, destination))
+
     def prunable(self, until_id: int) -> list[int]:
         """Return the oldest delivered messages up to *until_id* and every cursor, a slice's worth at most."""
         lowest = self.execute(sql.LOWEST_CURSOR).fetchone()[0]
@@ -106,7 +114,7 @@ class Transaction:
         removed = self.remove(ids)
         for id in removed:
             self.execute(sql.PASS_REMOVED, (id,))
-        self.execute(sql.ADVANCE_OVER_SETTLED, (self.header.last_id,))
+        self.advance_over_settled()
         self.execute(sql.FORGET_ALL_PASSED)
         self.count_in_ledger(reason, len(removed))
         return removed

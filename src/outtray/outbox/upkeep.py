@@ -68,17 +68,20 @@ def purge(outbox: Outbox, *, state: str, before: float) -> int:
     What was not delivered leaves no byte behind: freed pages are overwritten and the WAL is emptied. A batch
     on its way to the receiver is not settled after a purge of what waits, and may still arrive.
     """
-    removed = 0
+    removed = after = 0
     if state != "delivered":
         recovery.salvage(outbox)  # what waits in damaged files goes too, and does not come up again
-    for ids in _slices_in_state(outbox, state, before):
-        while ids:
-            with outbox.writing() as transaction:
-                gone = transaction.remove_waiting(ids, "purged")
-                if state in ON_THEIR_WAY:
-                    transaction.header.epoch += 1
-            removed += len(gone)
-            ids = ids[len(gone) :]
+    more = True
+    while more:
+        with outbox.writing() as transaction:  # in which no message gets into another state
+            rows = transaction.execute(sql.IDS_IN_STATE[state], (after, before, ROWS_UNDER_THE_GATE, state))
+            ids = [id for (id,) in rows]
+            gone = transaction.remove(ids) if state == "delivered" else transaction.remove_waiting(ids, "purged")
+            if gone and state in ON_THEIR_WAY:
+                transaction.header.epoch += 1
+        removed += len(gone)
+        after = max(gone, default=after)
+        more = bool(gone)
     if removed and state != "delivered":
         sources.clear_away(outbox, retention=0)
         outbox.empty_wal()
@@ -118,19 +121,6 @@ def _dead_slices(outbox: Outbox, destination: str, reason: str | None) -> Iterat
     while True:
         with outbox.reading() as connection:
             rows = connection.execute(sql.DEAD, (destination, after, reason, ROWS_UNDER_THE_GATE)).fetchall()
-        if not rows:
-            return
-        yield [id for (id,) in rows]
-        after = rows[-1][0]
-
-
-def _slices_in_state(outbox: Outbox, state: str, before: float) -> Iterator[list[int]]:
-    """Give the ids in *state*, oldest first, a slice at a time, each read after the one before was dealt with."""
-    statement = sql.IDS_IN_STATE[state]
-    after = 0
-    while True:
-        with outbox.reading() as connection:
-            rows = connection.execute(statement, (after, before, ROWS_UNDER_THE_GATE, state)).fetchall()
         if not rows:
             return
         yield [id for (id,) in rows]
