@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -300,6 +301,21 @@ def test_a_purge_of_the_undelivered_leaves_no_byte_of_the_text(outbox: Outbox, d
     assert upkeep.purge(outbox, state="pending", before=float("inf")) == 300
     for path in Path(directory).iterdir():
         assert b"tulip" not in path.read_bytes(), path.name
+
+
+def test_a_message_is_accepted_though_the_header_behind_it_cannot_be_written(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(outbox, 2)
+
+    def fail(self: FileLock, data: bytes) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileLock, "write", fail)
+        assert outbox.append("third", "event", "{}", accepted_at=1.0) == 3
+    assert outbox.append("fourth", "event", "{}", accepted_at=1.0) == 4
+    assert counts(outbox)["pending"] == 4
 
 
 # The ledger

@@ -118,7 +118,10 @@ class Outbox(Database):
             self._append_with_care(connection, header, content, local=local)
         else:
             self._insert(connection, header, content, local=False)
-        self._gate.write(header)
+        try:
+            self._gate.write(header)
+        except OSError as error:  # the message is stored; a header that lags is caught up
+            journal.failed("writing the header of the gate", error)
         return header.last_id
 
     def _is_local(self, header: Header, *, otherwise: bool) -> bool:
