@@ -25,7 +25,8 @@ FOREIGN_ERRORS = (sqlite3.Error, OSError, DamageFound, UnicodeDecodeError)
 class Database(Handle):
     """The files of one outbox in *directory*, as this process sees them; any number of threads may use it.
 
-    Nothing is opened or created before the first use. All methods raise OutboxError, `sync` OSError.
+    Nothing is opened or created before the first use. All methods raise OutboxError, `sync` and
+    `fill_reserve` OSError.
     """
 
     def writing(self) -> Writing:

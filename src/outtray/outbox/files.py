@@ -1,4 +1,7 @@
-"""Names of the files of an outbox: each has the format's major in it, a database its generation too."""
+"""The files of an outbox: their names, which are there, and opening one.
+
+Each name has the format's major in it, that of a database its generation too.
+"""
 
 from __future__ import annotations
 

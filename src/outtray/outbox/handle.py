@@ -27,16 +27,19 @@ FORK_PATIENCE = 1.0
 class Handle:
     """Gate, connection and log of the outbox in *directory*, opened when needed and checked before each use.
 
-    What is done with them is in `Database`. *openings* counts how often the file was opened, *replacements* how often
-    the directory had become another one, such as by `rm -rf` and the next message; *unsynced* says that something
-    may be stored that is not yet confirmed by the disk.
+    What is done with them is in `Database`; here is what every use has to do with them, the end of a transaction
+    and the counts for the ledger that go with it included.
+
+    *openings* counts how often the file was opened, *replacements* how often the directory had become another one,
+    such as by `rm -rf` and the next message; *unsynced* says that something may be stored that the disk has not
+    confirmed yet.
     """
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.unsynced = False
         self.openings = 0
-        self.replacements = 0  # of the directory, such as by `rm -rf` and the next message
+        self.replacements = 0
         self._gate = Gate(gate_path(directory))
         self._connection: Connection | None = None
         self._path = ""
