@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -23,7 +22,6 @@ from faults import races_loops
 from faults.programs import FAULTS, Programs, end
 from faults.races_loops import APP
 from faults.report import Report
-from outtray.cli import COMMANDS
 from outtray.errors import OutboxError
 from outtray.outbox import look
 from outtray.outbox.files import database_path, exists, newest_generation
@@ -290,7 +288,6 @@ class Happening:
     repeats: bool = False
     tracks: bool = True
     needs_copy: bool = False
-    is_possible: Callable[[], bool] = lambda: True
 
 
 ALL_DELIVERED = len(EARLY) + len(BEFORE) + 1
@@ -344,13 +341,9 @@ OTHERS: dict[str, Happening] = {
     "rm -rf": Happening(_remove, 0, removes=True),
     "moved away": Happening(_move_away, 0),
     "moved away and replaced by a copy": Happening(_replace_by_copy, len(EARLY), needs_copy=True),
-    "consent withdrawn": Happening(_deny, None, removes=True, is_possible=lambda: "consent" in COMMANDS),
-    "forget": Happening(
-        lambda cell: cell.outtray("forget", "--yes"), None, removes=True, is_possible=lambda: "forget" in COMMANDS
-    ),
-    "new generation": Happening(
-        _damage, None, repeats=True, is_possible=lambda: find_spec("outtray.outbox.recovery") is not None
-    ),
+    "consent withdrawn": Happening(_deny, None, removes=True),
+    "forget": Happening(lambda cell: cell.outtray("forget", "--yes"), None, removes=True),
+    "new generation": Happening(_damage, None, repeats=True),
 }
 
 WAYS = ("command", "flush", "thread")
@@ -359,11 +352,9 @@ WAYS = ("command", "flush", "thread")
 def run(*, whole: bool, only: str = "") -> Report:
     """Try every pair, in the quick slice one way for each, and the loops; or the pairs with *only* in their name."""
     report = Report("races")
-    possible = [name for name, happening in OTHERS.items() if happening.is_possible()]
-    report.counts["left out until the release has them"] = len(OTHERS) - len(possible)
-    pairs = [(way, other) for other in possible for way in WAYS] * WHOLE_REPEATS
+    pairs = [(way, other) for other in OTHERS for way in WAYS] * WHOLE_REPEATS
     if not whole:
-        pairs = [(WAYS[number % len(WAYS)], other) for number, other in enumerate(possible)]
+        pairs = [(WAYS[number % len(WAYS)], other) for number, other in enumerate(OTHERS)]
     pairs = [(way, other) for way, other in pairs if only in other]
     for way, other in pairs:
         with (
