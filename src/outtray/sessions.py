@@ -15,7 +15,6 @@ from outtray import forking
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
 
 class Session(requests.Session):
@@ -28,6 +27,9 @@ class Session(requests.Session):
         self.mount("http://", _Adapter(self))
         self.mount("https://", _Adapter(self))
 
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return None: a redirect is an answer. Else requests reads all of its body, and the place, to have a next."""
+
     def abandon(self) -> None:
         """Shut every connection down."""
         for connection in list(self.connections):
@@ -38,9 +40,17 @@ class Session(requests.Session):
 class _Adapter(HTTPAdapter):
     """requests' own adapter with connections that report to the session."""
 
+    query = ""
+
     def __init__(self, session: Session) -> None:
-        self._connected = session.connections.append
+        self.connected = session.connections.append
         super().__init__(pool_connections=1, pool_maxsize=1)
+
+    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
+        """Return the target without its query, which the connection adds: urllib3 puts targets into the host's log."""
+        target, mark, query = super().request_url(request, proxies).partition("?")
+        self.query = mark + query
+        return target
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -52,13 +62,13 @@ class _Adapter(HTTPAdapter):
         return manager
 
     def _track(self, manager: Any) -> None:
-        connected = self._connected
+        adapter = self
 
         class Plain(_Tracked, HTTPConnection):
-            tell = staticmethod(connected)
+            of = adapter
 
         class Secure(_Tracked, HTTPSConnection):
-            tell = staticmethod(connected)
+            of = adapter
 
         class PlainPool(HTTPConnectionPool):
             ConnectionCls = Plain
@@ -105,11 +115,15 @@ class _Tracked:
 
     response_class: Any = _Answer
     sock: socket.socket | None
-    tell: Callable[[_Tracked], None]
+    of: _Adapter
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
-        type(self).tell(self)
+        self.of.connected(self)
+
+    def putrequest(self, method: str, url: str, *arguments: Any, **options: Any) -> None:
+        """Begin a request, with the query that was kept out of its target."""
+        super().putrequest(method, url + self.of.query, *arguments, **options)  # type: ignore[misc]
 
     def shut_down(self) -> None:
         """End whatever waits on the socket."""
