@@ -15,7 +15,8 @@ from outtray.testing import FakeServer
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+PROGRAMS = [code for code in PYTHON if "def test_" not in code]
+(TEST,) = (code for code in PYTHON if "def test_" in code)
 
 
 def shown_default(default: object, kind: object) -> str:
@@ -70,11 +71,36 @@ def test_every_command_that_is_shown_exists() -> None:
         assert (Path(__file__).parent.parent / path).exists(), path
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_the_python_of_the_readme_runs(number: int, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", PROGRAMS)
+def test_the_python_of_the_readme_runs_and_what_it_tracks_arrives(
+    code: str, environment: dict[str, str], tmp_path: Path
+) -> None:
     with FakeServer() as server:
-        code = PYTHON[number].replace("http://127.0.0.1:8765", server.url)
-        subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, timeout=60)
+        flush = ["-m", "outtray", "flush", "--all", "--url", server.url]
+        for words in (["-c", code.replace("http://127.0.0.1:8765", server.url)], flush):
+            subprocess.run([sys.executable, *words], env=environment, cwd=tmp_path, check=True, timeout=60)
+        tracked = set(re.findall(r'(?:track|track_handler)\("([^"]+)"', code))
+        assert tracked
+        assert tracked <= {message.get("event") for message in server.received}
+
+
+@pytest.mark.parametrize("variable", ["", "DO_NOT_TRACK", "OUTTRAY_CONSENT", "OUTTRAY_URL"])
+def test_the_test_of_the_readme_passes_wherever_it_is_copied_to_and_touches_nothing_there(
+    variable: str, environment: dict[str, str], home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "test_it.py").write_text(TEST)
+    values = {"DO_NOT_TRACK": "1", "OUTTRAY_CONSENT": "denied", "OUTTRAY_URL": "http://127.0.0.1:9"}
+    pytest_alone = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "inner"), "test_it.py"]
+    done = subprocess.run(
+        [sys.executable, *pytest_alone],
+        env={**environment, **({variable: values[variable]} if variable else {})},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    assert list(home.iterdir()) == []
 
 
 def test_the_readme_opens_with_the_two_commands() -> None:
