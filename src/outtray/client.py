@@ -9,7 +9,7 @@ import time
 from outtray import consent, forking, identity, journal
 from outtray import settings as settings_module
 from outtray.delivery import flusher
-from outtray.encoding import as_properties, clock_text, encode, new_message_id, timestamp_text
+from outtray.encoding import as_properties, as_text, clock_text, encode, new_message_id, timestamp_text
 from outtray.errors import MessageTooLarge, OutboxDenied, OuttrayError
 from outtray.outbox import shared
 from outtray.outbox.store import DELIVERY_SETTINGS
@@ -101,7 +101,7 @@ class Client:
         despite_denial: bool = False,
     ) -> tuple[bool, str]:
         """Record an event. *despite_denial* lets it pass a denied consent; see the setting `consent_events`."""
-        name = str.__str__(event) if isinstance(event, str) else str(event)
+        name = as_text(event)
         message = {"user_id": user_id, "event": name, "properties": as_properties(properties), "type": "track"}
         return self._store(message, name, message_id, timestamp, despite_denial)
 
@@ -122,7 +122,7 @@ class Client:
         """Store a message that another client made, with the id and timestamp that it may lack."""
         kind = message.get("type", "message")
         event = message.get("event", kind)
-        return self._store(dict(message), str(event), message.get("message_id"), message.get("timestamp"))
+        return self._store(dict(message), as_text(event), message.get("message_id"), message.get("timestamp"))
 
     def _store(
         self,
@@ -135,7 +135,7 @@ class Client:
         settings = self.settings
         now = time.time()
         message.setdefault("debug", settings.debug)
-        message["message_id"] = message_id = str(message_id) if message_id else new_message_id()
+        message["message_id"] = message_id = _given_id(message_id)
         message["timestamp"] = clock_text(now) if timestamp is None else _given_timestamp(timestamp, now)
         text = encode(message)
         if not self.send:
@@ -227,6 +227,15 @@ def _searchable(text: str) -> str:
     return text
 
 
+def _given_id(given: str | None) -> str:
+    """Return the caller's message_id as text; a new one where it gave none, or one that cannot be read."""
+    try:
+        return as_text(str(given)) if given else new_message_id()
+    except Exception as error:  # the object's own code
+        journal.failed("reading a message_id", error)
+        return new_message_id()
+
+
 def _given_timestamp(given: datetime | float | str, now: float) -> str:
     """Return the caller's timestamp in our form; *now* where it is none."""
     datetime_module = sys.modules["datetime"]  # sqlite3 has loaded it
@@ -236,7 +245,7 @@ def _given_timestamp(given: datetime | float | str, now: float) -> str:
         if isinstance(given, datetime_module.datetime):
             given = given.timestamp()
         return timestamp_text(float(given))  # type: ignore[arg-type]
-    except (ValueError, TypeError, OverflowError, OSError) as error:
+    except Exception as error:  # it is no moment, or the object's own code failed
         journal.failed("reading a timestamp", error)
         return clock_text(now)
 

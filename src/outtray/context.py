@@ -6,7 +6,7 @@ import os
 
 from outtray import client as client_module
 from outtray import consent, environment, identity, journal
-from outtray.encoding import as_properties
+from outtray.encoding import as_properties, as_text
 from outtray.enums import AnalyticsEvent
 
 TYPE_CHECKING = False
@@ -97,7 +97,7 @@ class AnalyticsContext:
             "timezone": environment.timezone(),
             "version": settings.version or environment.package_version(settings.app),
             "client_id": self.client_id,
-            "user_id": str(self.user_id),
+            "user_id": as_text(self.user_id),
             **as_properties(properties),
         }
         return self._client.track(

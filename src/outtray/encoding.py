@@ -73,6 +73,14 @@ def as_properties(value: object) -> dict[Any, Any]:
     return {"value": value}
 
 
+def as_text(value: object) -> str:
+    """Return *value* as text; where its own code for that fails, its repr, or what stands for one."""
+    try:
+        return str.__str__(value if issubclass(type(value), str) else str(value))
+    except Exception:  # it must not cost the event
+        return _repr(value)
+
+
 def new_message_id() -> str:
     """Return a new UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits from the system."""
     moment = f"{min(max(time.time_ns() // 1_000_000, 0), 2**48 - 1):012x}"  # whatever the clock says
