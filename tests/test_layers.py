@@ -53,6 +53,7 @@ ORDER = (
     "outbox.upkeep",
     "outbox.look",
     "outbox.inspect",
+    "remembering",
     "secrets",
     "sessions",
     "request",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -16,7 +19,7 @@ import platformdirs
 import pytest
 
 import outtray
-from outtray import config_file, paths, settings
+from outtray import paths, settings
 from outtray.errors import SettingsError
 from outtray.options import OPTIONS, environment_name
 
@@ -404,7 +407,7 @@ def test_the_remembered_key_is_in_the_private_config_file_beside_what_was_there(
     assert content["app"]["mine"] == {"write_key": 'new "quoted" 😀 \\', "user_id": "me"}
     assert content["app"]["other"] == {"write_key": "theirs"}
     assert outtray.Tray(app="mine").settings.find_key() == 'new "quoted" 😀 \\'
-    assert [file.name for file in path.parent.iterdir()] == ["config.toml"]
+    assert {file.name for file in path.parent.iterdir()} == {"config.toml", "config.lock"}
 
 
 def test_a_key_is_remembered_in_a_file_that_did_not_exist(home: Path) -> None:
@@ -414,6 +417,43 @@ def test_a_key_is_remembered_in_a_file_that_did_not_exist(home: Path) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert outtray.Tray(app="mine.app").settings.find_key() == SECRET
     assert outtray.Tray(app="other").settings.find_key() is None
+
+
+def test_keys_that_are_remembered_at_once_are_all_kept(home: Path, environment: dict[str, str]) -> None:
+    code = "import outtray, sys; outtray.Tray(app=sys.argv[1], write_key='key of ' + sys.argv[1], remember_key=True)"
+    apps = [f"app{number}" for number in range(12)]
+    for process in [subprocess.Popen([sys.executable, "-c", code, app], env=environment) for app in apps]:
+        assert process.wait(60) == 0
+    content = tomllib.loads(Path(paths.config_path()).read_text("utf-8"))
+    assert content["app"] == {app: {"write_key": f"key of {app}"} for app in apps}
+
+
+def test_threads_that_remember_keys_at_once_drop_none(home: Path) -> None:
+    def remember(app: str) -> None:
+        outtray.Tray(app=app, write_key=f"key of {app}", remember_key=True)
+
+    apps = [f"app{number}" for number in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(remember, apps))
+    content = tomllib.loads(Path(paths.config_path()).read_text("utf-8"))
+    assert content["app"] == {app: {"write_key": f"key of {app}"} for app in apps}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_config_file_that_is_a_link_stays_one_and_what_it_leads_to_gets_the_key(is_there: bool, home: Path) -> None:
+    target = home / "dotfiles" / "outtray.toml"
+    target.parent.mkdir()
+    if is_there:
+        target.write_text("# mine\n")
+    link = Path(paths.config_path())
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    outtray.Tray(app="mine", write_key=SECRET, remember_key=True)
+    assert link.is_symlink()
+    assert target.read_text().startswith("# mine\n") is is_there
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert outtray.Tray(app="mine").settings.find_key() == SECRET
 
 
 def test_no_key_to_remember_is_an_error_that_says_so(home: Path) -> None:
@@ -426,10 +466,10 @@ def test_a_file_that_cannot_take_the_key_stays_as_it_was(home: Path) -> None:
     text = "[app.mine] # a comment\n[other]\n"
     path = write_config(home, text)
     with pytest.raises(SettingsError, match=str(path)) as caught:
-        config_file.remember_key("mine", SECRET)
+        outtray.Tray(app="mine", write_key=SECRET, remember_key=True)
     assert SECRET not in str(caught.value)
     assert path.read_text() == text
-    assert [file.name for file in path.parent.iterdir()] == ["config.toml"]
+    assert {file.name for file in path.parent.iterdir()} == {"config.toml", "config.lock"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="resource limits")
@@ -441,7 +481,9 @@ def test_a_full_disk_leaves_no_copy_of_the_key(home: Path, run_python: Callable[
         "except outtray.SettingsError as error: print(error)"
     )
     assert "could not be remembered" in run_python("-c", code).stdout
-    assert list((home / ".config" / "outtray").iterdir()) == []
+    assert [(file.name, file.stat().st_size) for file in (home / ".config" / "outtray").iterdir()] == [
+        ("config.lock", 0)
+    ]
 
 
 def test_a_key_comes_from_the_file_that_is_named(tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
-from outtray.errors import SettingsError
 from outtray.options import OPTIONS
-from outtray.paths import config_path, make_directory, without_waiting
+from outtray.paths import without_waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,46 +56,3 @@ def for_app(content: dict[str, Any], app: str, path: str, problems: list[str]) -
 
 def _is_table_of_tables(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())
-
-
-def remember_key(app: str, write_key: str | None) -> str:
-    """Write *write_key* as that of *app* into the config file, mode 0600, and return the file's path.
-
-    Other lines of the file stay as they are. Raises SettingsError where the file cannot be read or written.
-    """
-    import json
-    import tempfile
-    import tomllib
-
-    path = config_path()
-    if write_key is None:
-        raise SettingsError("remember_key=True needs a write_key to remember, as an argument or in OUTTRAY_WRITE_KEY")
-    key = json.dumps(write_key, ensure_ascii=False)
-    header, line = f'[app."{app}"]', f"write_key = {key}"
-    try:
-        make_directory(os.path.dirname(path))
-        lines: list[str] = []
-        if os.path.exists(path):
-            with open(path, encoding="utf-8", opener=without_waiting) as file:
-                lines = file.read().splitlines()
-        start = next((n for n, text in enumerate(lines) if text.strip() in (header, f"[app.{app}]")), None)
-        if start is None:
-            lines += [header, line]
-        else:
-            end = next((n for n in range(start + 1, len(lines)) if lines[n].lstrip().startswith("[")), len(lines))
-            kept = [text for text in lines[start + 1 : end] if text.split("=")[0].strip() != "write_key"]
-            lines[start + 1 : end] = [line, *kept]
-        text = "\n".join(lines) + "\n"
-        tomllib.loads(text)
-        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
-        try:
-            os.chmod(temporary, 0o600)  # mkstemp makes it so, less what the umask takes away
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)  # it holds the key
-            raise
-    except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"the write key could not be remembered in {path}: {error}") from error
-    return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outtray import client as client_module
-from outtray import config_file, consent, identity, journal
+from outtray import consent, identity, journal, remembering
 from outtray import settings as settings_module
 from outtray.client import Client
 from outtray.context import AnalyticsContext
@@ -37,7 +37,7 @@ class Tray:
     def __init__(self, *, app: str, remember_key: bool = False, **options: Any) -> None:
         settings = settings_module.resolve({"app": app, **options})
         if remember_key:
-            config_file.remember_key(settings.app, settings.write_key)
+            remembering.remember_key(settings.app, settings.write_key)
         self._client = Client(settings=settings)
 
     @property
@@ -203,5 +203,5 @@ def configure(*, remember_key: bool = False, **options: Any) -> Tray:
         )
     settings = settings_module.use(options)
     if remember_key:
-        config_file.remember_key(settings.app, settings.write_key)
+        remembering.remember_key(settings.app, settings.write_key)
     return default_tray
