@@ -144,11 +144,11 @@ def test_closed_streams_do_no_harm(closing: str, server: FakeServer, environment
     for command in ("status", "list", "flush"):
         line = f"{sys.executable} -m outtray {command} {closing}"
         done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0
+        assert done.returncode == (74 if command != "flush" and ">&-" in closing.replace("2>&-", "") else 0)
         assert "Traceback" not in done.stderr
     assert len(server.received) == 5
     code = (
-        "import os; from outtray.cli import main; code = main(['status']); null = os.stat(os.devnull);"
+        "import os; from outtray.cli import main; code = main(['flush']); null = os.stat(os.devnull);"
         "os._exit(code + sum(not os.path.samestat(os.fstat(number), null) for number in (0, 1, 2)))"
     )
     line = f'exec {sys.executable} -c "{code}" <&- >&- 2>&-'
@@ -157,13 +157,25 @@ def test_closed_streams_do_no_harm(closing: str, server: FakeServer, environment
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_output_that_cannot_be_written_is_said(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("command", ["list", "list --json", "status", "where --json", "--help", "list --help"])
+def test_output_that_cannot_be_written_is_said(command: str, environment: dict[str, str]) -> None:
     fill("full", 1)
-    line = f"{sys.executable} -m outtray list > /dev/full"
-    done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 74
-    assert len(done.stderr.splitlines()) == 1
-    assert "could not read or write" in done.stderr
+    for stdout in ("> /dev/full", ">&-") if "--help" not in command else ("> /dev/full",):
+        line = f"{sys.executable} -m outtray {command} {stdout}"
+        done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 74
+        assert len(done.stderr.splitlines()) == 1
+        assert "could not read or write" in done.stderr
+        assert subprocess.run(f"{line} 2> /dev/full", shell=True, env=environment, check=False).returncode == 74
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_words_that_cannot_be_written_end_no_work(environment: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+    fill("full", 3)
+    line = f"{sys.executable} -m outtray consent off --app full 2> /dev/full"
+    assert subprocess.run(line, shell=True, env=environment, check=False).returncode == 74
+    assert capfd.readouterr().out == "full: denied (your choice, see `outtray consent`)\n"
+    assert outtray.Tray(app="full").status()["pending"] == 0
 
 
 def test_an_interrupted_flush_says_what_is_kept(server: FakeServer, environment: dict[str, str]) -> None:

@@ -40,6 +40,10 @@ def main() -> int:
         output.finish()
     except BrokenPipeError:
         output.give_up()
+    except OSError as error:
+        output.give_up()
+        output.say(f"could not write: {error}")
+        return 1
     return 1 if wrong else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -9,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import TextIO
 
 _ALSO_PRINTED = "\u00a0\u200c\u200d\u3000"
 """Not printable by Python's word, but harmless in text: spaces, and the joiners in emoji, Persian and Hindi."""
 
 _GAP = "  "
 
+_unsaid: list[OSError] = []
+"""Why words could not be printed."""
+
 
 def prepare() -> None:
     """Put /dev/null where a standard stream is closed, or files opened later would take its number."""
+    _unsaid.clear()
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -26,25 +32,27 @@ def prepare() -> None:
 
 
 def finish() -> None:
-    """Have all that was printed on its way. Raises OSError."""
+    """Have all that was printed on its way. Raises OSError, also where words could not be printed."""
     if sys.stdout is not None:
         sys.stdout.flush()
+    if _unsaid:
+        raise _unsaid[0]
 
 
 def give_up() -> None:
-    """Drop what could not be written, so that the interpreter does not try again, and complain, as it ends."""
-    stdout = sys.__stdout__
-    if stdout is None or sys.stdout is not stdout:
-        return
-    descriptor = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(descriptor, stdout.fileno())
-    os.close(descriptor)
+    """Drop what could not be written to stdout."""
+    _drop(sys.stdout, sys.__stdout__)
 
 
 def say(text: str) -> None:
-    """Print words for people, on stderr."""
-    if sys.stderr is not None:
+    """Print words for people, on stderr. That they cannot be printed ends no work; `finish` tells of it."""
+    if sys.stderr is None:
+        return
+    try:
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    except OSError as error:
+        _unsaid.append(error)
+        _drop(sys.stderr, sys.__stderr__)
 
 
 def is_interactive() -> bool:
@@ -61,21 +69,21 @@ def printable(text: str) -> str:
 
 def write(text: str = "") -> None:
     """Print one line of data."""
-    print(_encodable(printable(text)))
+    _print(_encodable(printable(text)))
 
 
 def write_json(value: Any) -> None:
     """Print *value* as JSON that is safe on a terminal."""
-    print(json_text(value))
+    _print(json_text(value))
 
 
 def write_json_array(values: Iterable[Any]) -> None:
     """Print *values* as one JSON array, an element a line, as they come."""
     separator = "["
     for value in values:
-        print(separator, json_text(value, indent=None), sep="\n", end="")
+        _print(f"{separator}\n{json_text(value, indent=None)}", end="")
         separator = ","
-    print("[]" if separator == "[" else "\n]")
+    _print("[]" if separator == "[" else "\n]")
 
 
 def json_text(value: Any, *, indent: int | None = 2) -> str:
@@ -98,7 +106,7 @@ def write_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     limit = _columns()
     for line in lines:
         cells = [cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
-        print(_encodable(_cut(_GAP.join(cells).rstrip(), limit)))
+        _print(_encodable(_cut(_GAP.join(cells).rstrip(), limit)))
 
 
 def age_text(seconds: float) -> str:
@@ -121,6 +129,22 @@ def size_text(size: int) -> str:
 def count_text(count: int, noun: str = "message") -> str:
     """Return "1 message", "2 messages"."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _print(text: str, end: str = "\n") -> None:
+    """Print data. Raises OSError, also where there is no stdout, of which `print` would say nothing."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "stdout is closed")
+    print(text, end=end)
+
+
+def _drop(stream: TextIO | None, standard: TextIO | None) -> None:
+    """Have what could not be written go nowhere, or the interpreter tries again, and complains, as it ends."""
+    if stream is None or stream is not standard:
+        return
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
 
 
 def _escaped(character: str) -> str:
