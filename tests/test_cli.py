@@ -170,7 +170,9 @@ def test_output_that_cannot_be_written_is_said(command: str, environment: dict[s
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_words_that_cannot_be_written_end_no_work(environment: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_words_that_cannot_be_written_end_no_work(
+    environment: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
     fill("full", 3)
     line = f"{sys.executable} -m outtray consent off --app full 2> /dev/full"
     assert subprocess.run(line, shell=True, env=environment, check=False).returncode == 74

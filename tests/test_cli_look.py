@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -300,6 +301,51 @@ def test_show_takes_an_id_or_a_message_id(capsys: Capture) -> None:
     for unknown in ("7", "nothing", "9" * 30, "-1", "٣"):
         assert main(["show", "--", unknown]) == (0 if unknown == "٣" else 1)
     assert "there is no message" in capsys.readouterr().err
+
+
+def test_show_says_when_a_message_was_delivered_and_what_the_answer_was(server: FakeServer, capsys: Capture) -> None:
+    server.set_mode("refuse_marked", marker="bad")
+    began = time.time()
+    tray = outtray.Tray(app="told", url=server.url, flush="manual", max_batch_count=2)
+    for event in ("first", "second", "bad", "last", "bad"):
+        tray.track(event)
+    tray.flush(20)
+    tray.track("waits")
+    assert asked(capsys, "retry", "--all")
+    server.set_mode("ok")
+    tray.flush(20)
+    ended = time.time()
+    tray.track("waits")
+    tray.close()
+    shown = {id: asked(capsys, "show", str(id))[0] for id in (1, 2, 4, 6, 7)}
+    for id in (1, 2, 4, 6):
+        assert shown[id]["state"] == "delivered"
+        assert shown[id]["status"] == 200
+        assert began <= shown[id]["delivered_at"] <= ended
+    assert shown[1]["delivered_at"] == shown[2]["delivered_at"] < shown[4]["delivered_at"] < shown[6]["delivered_at"]
+    assert (shown[7]["state"], shown[7]["status"], shown[7]["delivered_at"]) == ("pending", None, None)
+    assert main(["show", "1"]) == 0
+    moment = datetime.fromtimestamp(shown[1]["delivered_at"], UTC).isoformat(timespec="milliseconds")
+    assert f"delivered     {moment}\n" in capsys.readouterr().out
+
+
+def test_show_says_no_time_where_several_batches_may_have_had_the_message(server: FakeServer, capsys: Capture) -> None:
+    from outtray.outbox.records import Mark
+
+    tray = outtray.Tray(app="unsure", url=server.url, flush="manual")
+    for number in range(3):
+        tray.track(f"e{number}")
+    outbox = tray._outbox()
+    for refused in ({1, 3}, set()):
+        batch = outbox.pending("zenml", after_id=0, max_count=9, max_bytes=9_999)
+        assert batch is not None
+        marks = [Mark(each, "dead", status=400, reason="no") for each in batch.messages if each.id in refused]
+        outbox.settle(batch, marks, status=200, seconds=0.1)
+        assert main(["retry", "--all"]) == 0
+    tray.close()
+    capsys.readouterr()
+    (found,) = asked(capsys, "show", "2")
+    assert (found["state"], found["delivered_at"]) == ("delivered", None)
 
 
 def test_a_body_that_is_beyond_json_is_shown_as_it_is(home: Path, capsys: Capture) -> None:

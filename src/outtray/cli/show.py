@@ -11,13 +11,17 @@ from outtray.cli.arguments import add_json_argument, add_outbox_arguments, text
 from outtray.cli.exits import DONE, FINDINGS
 from outtray.cli.listing import to_json
 from outtray.cli.output import json_text, say, write, write_json
+from outtray.outbox import look
 
 if TYPE_CHECKING:
     import argparse
 
     from outtray.outbox.look import StoredMessage
+    from outtray.settings import Settings
 
-HELP = """Show one message: its state, the reason for it, the beginning of the receiver's answer, and its content."""
+HELP = (
+    """Show one message: its state, when it was delivered, or why not, what the receiver answered, and its content."""
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,18 +35,30 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the message. Returns the exit code, 1 if there is none; raises OutboxError, UsageError."""
     settings = outboxes.the_one(arguments)
     found = outboxes.find(settings, arguments.id)
+    told = [(each, *_delivery(settings, each)) for each in found]
     if arguments.json:
-        write_json([{**to_json(each), "excerpt": each.excerpt, "message": _content(each.body)} for each in found])
+        write_json([_to_json(*each) for each in told])
     else:
-        for each in found:
-            _write(each)
+        for each in told:
+            _write(*each)
     if not found:
         say(f"there is no message {arguments.id!r} in {settings.directory}")
         return FINDINGS
     return DONE
 
 
-def _write(message: StoredMessage) -> None:
+def _delivery(settings: Settings, message: StoredMessage) -> tuple[float | None, int | None]:
+    """Return when a message was delivered, None if it was not or nobody knows, and its last answer's status."""
+    with look.look(settings.directory) as view:
+        return view.delivery(message) or (None, message.status)
+
+
+def _to_json(message: StoredMessage, delivered_at: float | None, status: int | None) -> dict[str, Any]:
+    facts = {**to_json(message), "status": status, "delivered_at": delivered_at}
+    return {**facts, "excerpt": message.excerpt, "message": _content(message.body)}
+
+
+def _write(message: StoredMessage, delivered_at: float | None, status: int | None) -> None:
     rows = [
         ("id", message.id),
         ("message_id", message.message_id),
@@ -50,8 +66,9 @@ def _write(message: StoredMessage) -> None:
         ("accepted", _moment_text(message.accepted_at)),
         ("destination", message.destination),
         ("state", message.state),
+        ("delivered", _moment_text(delivered_at) if delivered_at else None),
         ("attempts", message.attempts),
-        ("status", message.status),
+        ("status", status),
         ("reason", message.reason),
         ("next attempt", _moment_text(message.next_attempt_at) if message.next_attempt_at else None),
         ("answer", message.excerpt),

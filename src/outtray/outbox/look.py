@@ -162,6 +162,16 @@ class Look:
         """Return the message, once for each destination; empty if there is none."""
         return [_message(row) for row in self._execute(sql.BY_ID, (id,))]
 
+    def delivery(self, message: StoredMessage) -> tuple[float, int] | None:
+        """Return when the batch of a delivered message was settled, in Unix seconds, and the status of the answer.
+
+        None where that is not known: what is sent again makes batches with ids of others between its own.
+        """
+        found = self._execute(sql.DELIVERIES_OF, (message.destination, message.id)).fetchall()
+        if message.state != "delivered" or not found or not (found[0][2] or len(found) == 1):
+            return None
+        return _number(found[0][0]), int(_number(found[0][1]))
+
     def pending_sizes(self, destination: str) -> list[int]:
         """Return the bytes of the bodies that go next, in about their order: of the first messages, not of all."""
         sizes: list[int] = []

@@ -262,6 +262,9 @@ PAGE_BEGIN = {None: _ANY_BELOW, "delivered": _DELIVERED_BELOW, "pending": _PENDI
 PAGE_BEGIN_MARKED = "SELECT " + _MARKED_BELOW.format("?2")
 PAGE_END = "SELECT min(id) FROM (SELECT id FROM messages WHERE id <= ? ORDER BY id DESC LIMIT ?)"
 BY_ID = f"SELECT {VIEW_COLUMNS} FROM message_states WHERE id = ?"
+# Batches among which the message ?2 may be; first those that delivered each id of their span.
+DELIVERIES_OF = """SELECT settled_at, status, count > last_id - first_id FROM deliveries
+    WHERE destination = ?1 AND first_id <= ?2 AND last_id >= ?2 ORDER BY 3 DESC LIMIT 2"""
 # In the order in which they go: what is tried again, then the log.
 PENDING_SIZES = """SELECT length(CAST(m.body AS BLOB)) FROM exceptions e CROSS JOIN messages m ON m.id = e.id
     WHERE e.state = 'retry' AND e.destination = ?1
