@@ -158,6 +158,15 @@ def test_who_comes_before_the_choice_is_named(capsys: Capture, monkeypatch: pyte
     assert "your choice is denied, but OUTTRAY_CONSENT comes before it here" in shown.err
 
 
+def test_a_word_that_cannot_be_read_is_said_to_be_what_denies(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTTRAY_CONSENT", "maybe")
+    for words in (["consent"], ["consent", "on"], ["status"]):
+        assert main([*words, "--app", "a"]) == 0
+        said = capsys.readouterr()
+        assert "OUTTRAY_CONSENT='maybe' cannot be right: expected granted, local, denied, on or off; so" in said.err
+        assert "denied (OUTTRAY_CONSENT)" in said.out
+
+
 # What a choice does
 
 

@@ -368,6 +368,19 @@ def test_a_config_file_that_is_wrong_or_shows_the_key(outbox: Path, capsys: Capt
     assert "secret" not in text
 
 
+def test_an_option_that_there_is_not_is_said_alike_by_doctor_status_and_flush(outbox: Path, capsys: Capture) -> None:
+    path = Path(paths.config_path())
+    path.parent.mkdir(parents=True)
+    path.write_text("novel = 1\n")
+    fault = f"{path}: 'novel' is not an option and was passed over"
+    (finding,) = examined(capsys)["findings"]
+    assert (finding["text"], finding["do"]) == (fault, "correct it; until then `outtray flush` sends nothing")
+    assert main(["status"]) == 0
+    assert capsys.readouterr().err == f"outtray: {fault}\n"
+    assert main(["flush"]) == 78
+    assert f"not configured: {fault}; nothing was sent" in capsys.readouterr().err
+
+
 # Room
 
 

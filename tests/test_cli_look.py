@@ -388,7 +388,8 @@ def test_a_fault_in_the_environment_is_said_and_does_not_stop_a_look(run_python:
     done = run_python("-m", "outtray", "status", "--json", OUTTRAY_MAX_BYTES="lots")
     assert done.returncode == 0
     assert json.loads(done.stdout)["pending"] == 1
-    assert "OUTTRAY_MAX_BYTES='lots' cannot be right" in done.stderr
+    assert done.stderr.startswith("outtray: OUTTRAY_MAX_BYTES='lots' cannot be right: ")
+    assert done.stderr.endswith("; it was passed over\n")
 
 
 def test_a_table_fits_the_terminal() -> None:

@@ -24,7 +24,7 @@ def read(path: str, problems: list[str]) -> dict[str, Any] | None:
         if not _is_table_of_tables(content.get("app", {})):
             raise ValueError("'app' is not a table of applications")
     except (OSError, ValueError, RecursionError) as error:  # what tomllib raises is a ValueError
-        problems.append(f"the config file {path} was passed over: {error}")
+        problems.append(f"the config file {path} was passed over, which counts as a denial of consent: {error}")
         return None
     return content
 

@@ -34,8 +34,8 @@ def failed(what: str, error: BaseException) -> None:
 
 
 def setting_passed_over(problem: str) -> None:
-    """A value in the environment or in the config file cannot be right; the default stands, or consent is denied."""
-    _say(f"setting {problem}", "WARNING", "outtray: %s; the default stands (consent: denied)", problem)
+    """A value in the environment or in the config file cannot be right; *problem* says what holds instead."""
+    _say(f"setting {problem}", "WARNING", "outtray: %s", problem)
 
 
 def rows_missing(count: int, directory: str) -> None:

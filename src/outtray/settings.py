@@ -34,8 +34,8 @@ class Settings:
     """The settings of one application, frozen; one attribute for each of `OPTIONS`.
 
     *sources* maps each option to "argument", "environment", "file", "stored" or "default"; *problems* lists
-    what was found in environment and file but cannot be right, one sentence each (the default stands instead, and
-    for the consent "denied"). *is_file_unreadable* tells of a config file that is there and cannot be understood.
+    what was found in environment and file but cannot be right, one sentence each that says what holds instead.
+    *is_file_unreadable* tells of a config file that is there and cannot be understood.
     """
 
     app: str
@@ -186,10 +186,11 @@ def resolve(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
                 try:
                     values[name], sources[name] = checked(option, raw, shown), source
                 except SettingsError as error:
-                    problems.append(str(error))
                     if name != "consent":
+                        problems.append(f"{error}; it was passed over")
                         continue
-                    values[name], sources[name] = "denied", source  # whoever wrote it wanted something of us
+                    problems.append(f"{error}; so consent is denied")  # whoever wrote it wanted something of us
+                    values[name], sources[name] = "denied", source
                 break
             else:
                 values[name], sources[name] = option.default, "default"

@@ -191,8 +191,8 @@ def configure(*, remember_key: bool = False, **options: Any) -> Tray:
 
     A later call for the same application replaces the settings. Raises SettingsError for an argument that
     cannot be right, and for another *app* than before: a second application takes a `Tray` of its own. What is
-    wrong in the environment or the config file raises nothing, is journaled with the first message, and leaves
-    the default in force (for the consent "denied").
+    wrong in the environment or the config file raises nothing, is journaled with the first message, and is
+    passed over (for the consent it is "denied").
     """
     before = settings_module.configured_app()
     app = settings_module.resolve(options).app

@@ -81,7 +81,7 @@ class ExaminedPlace:
         """See whether the settings can be read, and by whom."""
         path = config_path()
         for problem in self._examination.settings.problems:
-            self._find(problem, "correct it; until then the default stands")
+            self._find(problem, "correct it; until then `outtray flush` sends nothing")
         if not os.path.exists(path):
             return f"no config file ({path})"
         if not os.path.isfile(path):  # which is one of the problems

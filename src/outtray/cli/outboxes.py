@@ -64,13 +64,12 @@ def to_examine(arguments: argparse.Namespace) -> list[Settings]:
 def the_one(arguments: argparse.Namespace) -> Settings:
     """Return the settings of the one outbox that is meant, which need not exist. Raises UsageError if several are."""
     base = resolve({"app": arguments.app, "dir": arguments.dir})
-    for problem in base.problems:
-        say(f"outtray: {problem}; the default stands (consent: denied)")
     found = chosen(arguments)
     if len(found) > 1:
         raise _several(base.dir, [settings.app for settings in found])
     if found:
-        return found[0]
+        return _told(found[0])
+    _told(base)
     named = base.sources["app"] != "default"
     say(f"there is no outbox in {base.dir}" + (f" for {base.app!r}" if named else ""))
     return base
@@ -83,11 +82,18 @@ def the_application(arguments: argparse.Namespace) -> Settings:
     """
     base = resolve({"app": arguments.app, "dir": arguments.dir})
     if base.sources["app"] != "default":
-        return base
+        return _told(base)
     names = apps(base.dir, or_choice=True)
     if len(names) > 1:
         raise _several(base.dir, names)
-    return resolve({"app": names[0], "dir": arguments.dir}) if names else base
+    return _told(resolve({"app": names[0], "dir": arguments.dir}) if names else base)
+
+
+def _told(settings: Settings) -> Settings:
+    """Say what is wrong in environment and config file, and return *settings*."""
+    for problem in settings.problems:
+        say(f"outtray: {problem}")
+    return settings
 
 
 def _several(folder: str, names: list[str]) -> UsageError:
