@@ -80,10 +80,22 @@ def test_a_dry_run_without_an_outbox_says_so(home: Path, capsys: Capture) -> Non
 
 def test_no_outbox_is_silent_and_no_error(home: Path, capsys: Capture) -> None:
     assert main(["flush"]) == 0
-    assert main(["flush", "--app", "unknown"]) == 0
     assert capsys.readouterr() == ("", "")
     assert reports(capsys) == {}
     assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--app", "unknown"], ["--dir", "nowhere"], ["--dir", "no", "--app", "unknown"]])
+def test_that_there_is_no_outbox_where_one_was_named_is_said_and_no_error(
+    words: list[str], server: FakeServer, capsys: Capture
+) -> None:
+    fill("a", 1, url=server.url)
+    for more in ([], ["--quiet"], ["--dry-run"]):
+        assert main(["flush", *words, *more]) == 0
+        said = capsys.readouterr().err
+        assert said.startswith("nothing to deliver: no outbox in ")
+        assert ("'unknown'" in said) is ("unknown" in words)
+    assert not server.requests
 
 
 def test_dead_letters_are_exit_1_and_said(server: FakeServer, capsys: Capture) -> None:
@@ -267,7 +279,7 @@ def test_the_time_is_shared_and_the_rest_kept(server: FakeServer, capsys: Captur
     fill("b", 3, url=server.url, max_batch_count=1)
     found = reports(capsys, "--max-time", "0.5", code=75)
     assert all(each["exit"] == 75 for each in found.values())
-    assert found["b"]["delivered"] == 0
+    assert (found["a"]["delivered"], found["b"]["delivered"]) == (0, 0), "the request under way is cut off"
     found = reports(capsys, "--max-time", "0", "--all", code=75)
     assert {each["outcome"] for each in found.values()} == {"timeout"}
     server.set_mode("ok")

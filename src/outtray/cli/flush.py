@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 HELP = """Deliver what waits, of every outbox of this user or of one (--app).
 
 Without a terminal, as in cron, it is silent when all went well, and while the receiver cannot be reached for
-less than --warn-after. Dead letters, and outboxes that are held or not configured, are always named.
+less than --warn-after. Dead letters, outboxes that are held or not configured, and that there is none where --app or
+--dir says that there is one, are always told.
 
 exit codes: 78 something is held, not configured or unusable; else 75 something is kept for later; else 1 new dead
 letters; else 0. Where several are true, also of several outboxes, the first in this order counts."""
@@ -43,7 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", type=setting("url"), help="where to deliver to, instead of what the program stored")
     parser.add_argument("--destination", type=destination, help="wire format, instead of the stored one")
     parser.add_argument("--limit", type=count, metavar="N", help="deliver so many messages at most")
-    parser.add_argument("--max-time", type=seconds, metavar="S", help="begin no request after so many seconds")
+    parser.add_argument(
+        "--max-time",
+        type=seconds,
+        metavar="S",
+        help="end after so many seconds; a request under way is cut off, and its messages go again later",
+    )
     parser.add_argument("--wait", action="store_true", help="wait, and try again, until all is delivered")
     parser.add_argument("--all", action="store_true", help="do not heed a stored wait")
     parser.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
@@ -62,9 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Deliver and report. Returns the exit code, of several outboxes the most severe; raises OutboxError."""
     chosen = outboxes.chosen(arguments, url=arguments.url, destination=arguments.destination)
     if not chosen:
-        folder = resolve({"dir": arguments.dir}).dir
-        if arguments.dry_run or (is_interactive() and not arguments.quiet):
-            say(f"nothing to deliver: no outbox in {folder}")
+        is_named = arguments.app is not None or arguments.dir is not None
+        if is_named or arguments.dry_run or (is_interactive() and not arguments.quiet):
+            of = "" if arguments.app is None else f" for {arguments.app!r}"
+            say(f"nothing to deliver: no outbox in {resolve({'dir': arguments.dir}).dir}{of}")
         if arguments.json:
             write_json([])
         return DONE
