@@ -144,13 +144,17 @@ def test_what_is_no_exception_leaves_the_context(kind: type[BaseException]) -> N
         raise kind
 
 
-def test_a_keyboard_interrupt_in_a_property_leaves_track() -> None:
-    class Interrupted:
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_what_is_no_exception_leaves_track_and_the_next_message_is_stored(kind: type[BaseException]) -> None:
+    class Ending:
         def __repr__(self) -> str:
-            raise KeyboardInterrupt
+            raise kind
 
-    with pytest.raises(KeyboardInterrupt):
-        outtray.track("e", {"p": Interrupted()})
+    for event, metadata, user_id in ((Ending(), {}, None), ("e", {"p": Ending()}, None), ("e", {}, Ending())):
+        with pytest.raises(kind):
+            outtray.track(event, metadata, user_id=user_id)  # type: ignore[arg-type]
+    assert outtray.track("after")
+    assert [message["event"] for message in stored()] == ["after"]
 
 
 class RaisingDict(dict[str, Any]):

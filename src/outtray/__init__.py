@@ -1,8 +1,8 @@
 """outtray: a durable, offline-first out-tray for events.
 
 A call returns once its message is committed to a local outbox; delivery happens later, by a thread, a detached
-process or ``python -m outtray flush``. The functions below never raise, never wait for the network and never
-change what they are given.
+process or ``python -m outtray flush``. The functions below never raise an Exception, never wait for the network and
+never change what they are given.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Tray:
     *options* are the settings (README, "Settings"); *app* is the only one needed. *remember_key* keeps the
     write key in the user's config file, mode 0600, for drainers such as cron. Two trays of different apps never mix
     settings, outboxes or consent; those of one app share its outbox and its delivery, which follows the tray that
-    began to track last. Raises SettingsError for an argument that cannot be right; the methods raise nothing.
+    began to track last. Raises SettingsError for an argument that cannot be right; the methods raise no Exception.
     """
 
     def __init__(self, *, app: str, remember_key: bool = False, **options: Any) -> None:
