@@ -35,6 +35,9 @@ ERRORS = {
 }
 """System calls and the errors that a disk may give them."""
 
+FULL = ("ENOSPC", "EDQUOT")
+"""Those that mean a full disk, on which what was delivered is removed at once."""
+
 RESERVE = "outbox-1.reserve"
 DATABASES = [f"outbox-1-{generation}.db{suffix}" for generation in (0, 1) for suffix in ("", "-wal", "-shm")]
 FILES = ("", *DATABASES, "outbox-1.gate", "outbox-1.drain", RESERVE)
@@ -137,7 +140,10 @@ def try_fault(worker: Worker, fault: Fault) -> Tried:
     inject = f"inject={fault.call}:error={fault.error}:when={fault.when}"
     outcome, trace = _in_trouble(worker, fault.job, folder, "-e", inject)
     name = f"{fault.job.name}, {fault.call} {fault.when} gives {fault.error}"
-    tried = _after_trouble(name, worker, folder, template.promised, template.delivered, outcome)
+    promised = template.promised.copy()
+    if fault.error in FULL and not promised.removing:
+        promised.removing = "delivered"
+    tried = _after_trouble(name, worker, folder, promised, template.delivered, outcome)
     tried.counts["errors given"] = trace.count("(INJECTED)")
     shutil.rmtree(folder)
     return tried
@@ -245,8 +251,7 @@ def _with_full_disk(worker: Worker, name: str, size: int) -> Tried:
             ballast.unlink()
             started.go_on()
         outcome = started.finish()
-        removing_delivered = Promised(removing="delivered")  # as on a full disk it is removed at once
-        tried = _after_trouble(name, worker, folder, removing_delivered, set(), outcome)
+        tried = _after_trouble(name, worker, folder, Promised(removing="delivered"), set(), outcome)
     tried.counts |= {"sent on the full disk": len(sent), "settled on the full disk": len(settled)}
     if not outcome.last("full"):
         tried.violations.append(f"{name}: no call was refused")
