@@ -55,7 +55,7 @@ JOBS = (
     Job("hold", "filled", "drain", mode="401"),
     Job("prune", "with_many", "drain_and_prune"),
     Job("purge what waits", "with_many", "purge", counted="purged"),
-    Job("purge what is delivered", "with_many", "purge_delivered", counted="purged"),
+    Job("purge what is delivered", "with_many", "purge_delivered"),
     Job("retry", "with_dead", "retry"),
     Job("begin a generation", "damaged", "append", salvaged=True),
     Job("bring back", "damaged", "drain", salvaged=True),
