@@ -72,11 +72,11 @@ def test_an_unusable_folder_costs_the_event_and_nothing_else(tmp_path: Path) -> 
 def test_what_was_accepted_is_synced_within_a_second_and_at_the_end(environment: dict[str, str]) -> None:
     code = """
 import os, sys, time
-synced, real = [], os.fsync
-def fsync(descriptor):
+synced, real = [], os.fdatasync
+def fdatasync(descriptor):
     synced.append((time.monotonic(), os.readlink(f"/proc/self/fd/{descriptor}")))
     real(descriptor)
-os.fsync = fsync
+os.fdatasync = fdatasync
 import outtray
 outtray.configure(app="synced", flush=sys.argv[1])
 outtray.track("first")

@@ -82,7 +82,7 @@ QUICK = (
     Fault(JOBS[0], "pwrite64", "EIO", "3"),
     Fault(JOBS[0], "pwrite64", "ENOSPC", "5+"),
     Fault(JOBS[1], "openat", "EMFILE", "2"),
-    Fault(JOBS[2], "fsync", "EIO", "1"),
+    Fault(JOBS[2], "fdatasync", "EIO", "1"),
     Fault(JOBS[3], "pwrite64", "ENOSPC", "7+"),
     Fault(JOBS[3], "pwrite64", "EIO", "12"),
 )
