@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,7 +57,7 @@ def nothing_pending(outbox: Outbox) -> bool:
 
 def counts(outbox: Outbox) -> dict[str, int]:
     with look.look(outbox.directory) as view:
-        return vars(view.counts("zenml"))
+        return view.counts("zenml")._asdict()
 
 
 # Order and ids
@@ -316,6 +317,28 @@ def test_a_message_is_accepted_though_the_header_behind_it_cannot_be_written(
         assert outbox.append("third", "event", "{}", accepted_at=1.0) == 3
     assert outbox.append("fourth", "event", "{}", accepted_at=1.0) == 4
     assert counts(outbox)["pending"] == 4
+
+
+@pytest.mark.parametrize("is_coarse", [False, True], ids=["milliseconds", "whole seconds"])
+def test_a_file_that_is_replaced_within_a_tick_of_the_clock_is_noticed(
+    is_coarse: bool, outbox: Outbox, directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(outbox, 1)
+    real, moment = os.stat(directory), time.time() - (1.5 if is_coarse else 0.0)
+    nanoseconds = int(moment) * 10**9 if is_coarse else int(moment * 10**9) | 1
+    now = SimpleNamespace(st_mtime=moment, st_ctime=moment, st_mtime_ns=nanoseconds, st_ctime_ns=nanoseconds)
+    now.st_dev, now.st_ino = real.st_dev, real.st_ino
+    stat = os.stat
+    monkeypatch.setattr(
+        os, "stat", lambda path, **more: now if path == directory else stat(path, **more)
+    )  # it never seems to change
+    fill(outbox, 1)
+    code = "import os, shutil, sys; shutil.copy(sys.argv[1], sys.argv[2]); os.replace(sys.argv[2], sys.argv[1])"
+    database = str(Path(directory, "outbox-1-0.db"))
+    subprocess.run([sys.executable, "-c", code, database, f"{database}.copy"], check=True, timeout=60)
+    openings = outbox.openings
+    fill(outbox, 1)
+    assert outbox.openings > openings
 
 
 # The ledger

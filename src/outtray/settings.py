@@ -33,6 +33,7 @@ STORED = (
 class Settings:
     """The settings of one application, frozen; one attribute for each of `OPTIONS`.
 
+    *directory* is the application's own, below `dir`.
     *sources* maps each option to "argument", "environment", "file", "stored" or "default"; *problems* lists
     what was found in environment and file but cannot be right, one sentence each that says what holds instead.
     *is_file_unreadable* tells of a config file that is there and cannot be understood.
@@ -60,11 +61,12 @@ class Settings:
     max_batch_count: int
     max_batch_bytes: int
     timeout: float
+    directory: str
     sources: Mapping[str, str]
     problems: tuple[str, ...]
     is_file_unreadable: bool
 
-    __slots__ = (*(option.name for option in OPTIONS), "is_file_unreadable", "problems", "sources")
+    __slots__ = (*(option.name for option in OPTIONS), "directory", "is_file_unreadable", "problems", "sources")
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class Settings:
     ) -> None:
         for option in OPTIONS:
             object.__setattr__(self, option.name, values[option.name])
+        object.__setattr__(self, "directory", os.path.join(values["dir"], values["app"]))
         object.__setattr__(self, "sources", sources)
         object.__setattr__(self, "problems", problems)
         object.__setattr__(self, "is_file_unreadable", is_file_unreadable)
@@ -85,11 +88,6 @@ class Settings:
 
     def __repr__(self) -> str:
         return f"Settings(app={self.app!r}, dir={self.dir!r}, url={without_credentials(self.url)!r})"
-
-    @property
-    def directory(self) -> str:
-        """The application's own directory, below `dir`."""
-        return os.path.join(self.dir, self.app)
 
     def over(self, stored: Mapping[str, Any]) -> Settings:
         """Return these settings with *stored* values in place of defaults; stored nonsense is passed over."""

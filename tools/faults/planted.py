@@ -85,14 +85,8 @@ BUGS = (
     Bug(
         "the identity of the file is not compared",
         "outbox/handle.py",
-        "        if header.generation != self._generation or not self._gate.file.is_at_path():\n"
-        "            return False\n"
-        "        try:\n"
-        "            found = os.stat(self._path)\n"
-        "        except OSError:\n"
-        "            return False\n"
-        "        return (found.st_dev, found.st_ino) == self._identity",
-        "        return header.generation == self._generation",
+        "        if header.generation != self._generation:\n            return False\n",
+        "        return header.generation == self._generation\n",
         "races",
         ("--only", "replaced by a copy"),
         quick=True,

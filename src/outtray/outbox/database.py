@@ -81,7 +81,7 @@ class Database(Handle):
         if self._connection is None:
             return
         try:
-            if self._ledger:
+            if self._ledger.given:
                 with self.writing():
                     pass  # each transaction writes it
         finally:

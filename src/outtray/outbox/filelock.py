@@ -49,25 +49,23 @@ _all: WeakSet[FileLock] = WeakSet()
 class FileLock:
     """An exclusive lock on the file *path*, which also holds a few bytes of content.
 
-    Threads of one process that use the same object are not parted by it: they need a lock of their own. One that
-    *is_inherited* was made before this process was forked, and is closed for good.
+    Threads of one process that use the same object are not parted by it: they need a lock of their own. *is_open* tells
+    whether the file is open in this process. One that *is_inherited* was made before this process was forked, and is
+    closed for good.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.is_inherited = False
+        self.is_open = False
         self._descriptor = -1
         _all.add(self)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the file is open in this process."""
-        return self._descriptor >= 0
 
     def open(self, *, create: bool) -> None:
         """Open the file, made with mode 0600 whatever the umask if *create*. Raises OSError."""
         flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | (os.O_CREAT if create else 0)
         self._descriptor = open_descriptor(self.path, flags)
+        self.is_open = True
         if self.is_inherited:  # perhaps by a fork just now: then the descriptor shares the parent's lock
             self.close()
             raise _inherited()
@@ -91,6 +89,7 @@ class FileLock:
 
     def close(self) -> None:
         """Close the file, which gives the lock back if no forked process shares it."""
+        self.is_open = False
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)

@@ -145,14 +145,13 @@ class Gate:
             self.leave(self._frames[me])  # an exception of a signal handler tore that call before it could leave
         self._frames[me] = frame
         try:
-            end = time.monotonic() + self._patience
-            if not self._threads.acquire(timeout=self._patience):
-                self._give_up("another thread")
+            waited = 0.0 if self._threads.acquire(blocking=False) else self._wait_for_threads()
             if alone:
                 self._alone = True
                 if not self.file.is_open:
                     self.file.open(create=True)
-                self._wait_for_file(end)
+                if not self.file.try_acquire():
+                    self._wait_for_file(time.monotonic() + self._patience - waited)
                 self._patience = DEADLINE
         except BaseException:
             self.leave(frame)
@@ -165,10 +164,10 @@ class Gate:
             return
         threads = self._threads  # a child that a signal handler forks in here has another one
         try:
-            if _is_mine(threads):
+            if threads._is_owned():  # type: ignore[attr-defined]
                 self.leave_file()
         finally:
-            if _is_mine(threads):
+            if threads._is_owned():  # type: ignore[attr-defined]
                 threads.release()
             del self._frames[me]
             if self.file.is_inherited:
@@ -253,13 +252,23 @@ class Gate:
         """Return the header, None if it is missing or damaged. Outside the gate a torn read counts as damaged."""
         return Header.from_bytes(self.file.read(Header.SIZE))
 
-    def write(self, header: Header) -> None:
-        """Write the header; only inside the gate."""
+    def write(self, header: Header) -> bytes:
+        """Write the header and return it as it stands in the file; only inside the gate."""
         header.pid = os.getpid()
-        header.boot = boot_number()
-        self.file.write(header.to_bytes())
+        header.boot = boot_number() if _boot is None else _boot
+        data = header.to_bytes()
+        self.file.write(data)
+        return data
+
+    def _wait_for_threads(self) -> float:
+        """Wait for the other threads and return how long that took, in seconds. Raises OutboxBusy."""
+        start = time.monotonic()
+        if not self._threads.acquire(timeout=self._patience):
+            self._give_up("another thread")
+        return time.monotonic() - start
 
     def _wait_for_file(self, end: float) -> None:
+        """Try again and again until *end*, on the monotonic clock. Raises OutboxBusy."""
         pause = _FIRST_PAUSE
         while not self.file.try_acquire():
             if time.monotonic() >= end:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 
 from outtray.errors import DiskFull, OutboxBusy
 from outtray.outbox import opening, places, reserve, sql
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 STICKY_ERRORS = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 """Primary result codes of SQLite after which a connection is not used again."""
+
+NOTHING_KEPT: tuple[bytes, Header | None] = (b"", None)
+
+TICK, LONG_TICK = 0.05, 4.0
+"""Seconds between two times that a file system tells apart, at most: ten milliseconds, or on FAT two seconds."""
 
 FORK_PATIENCE = 1.0
 """Seconds that a fork waits for the gate, to close the file; a child that inherits it open cannot use the outbox."""
@@ -44,6 +50,8 @@ class Handle:
         self._connection: Connection | None = None
         self._path = ""
         self._identity: tuple[int, int] | None = None
+        self._compared: tuple[int, int, int, int] | None = None  # the directory, when its files were found to be ours
+        self._kept = NOTHING_KEPT  # the header that we wrote last, and its bytes: it is still the one if they are
         self._generation = 0
         self._is_fresh = True  # nothing was appended since the file was opened
         self._ledger = Ledger()
@@ -71,7 +79,10 @@ class Handle:
         """Return the connection and the header, both true of what lies at the path now; only inside the gate."""
         if self._connection is not None and self._connection.in_transaction:
             self._roll_back(self._connection)  # an exception of a signal handler tore it
-        header = self._gate.read()
+        data = self._gate.file.read(Header.SIZE)
+        (kept, header), self._kept = self._kept, NOTHING_KEPT  # whoever has it may change it
+        if data != kept:
+            header = Header.from_bytes(data)
         if self._connection is None or header is None or not self._is_at_path(header):
             connection, header = self._open()
         else:
@@ -122,14 +133,26 @@ class Handle:
     # Opening
 
     def _is_at_path(self, header: Header) -> bool:
-        """Tell whether what is open is what the header and the path mean now: SQLite writes into deleted files too."""
-        if header.generation != self._generation or not self._gate.file.is_at_path():
+        """Tell whether what is open is what the header and the path mean now: SQLite writes into deleted files too.
+
+        A directory that did not change since both files were compared still has them: one look instead of three.
+        """
+        if header.generation != self._generation:
             return False
         try:
+            here = os.stat(self.directory)
+            directory = (here.st_dev, here.st_ino, here.st_mtime_ns, here.st_ctime_ns)
+            if directory == self._compared:
+                return True
             found = os.stat(self._path)
         except OSError:
             return False
-        return (found.st_dev, found.st_ino) == self._identity
+        is_same = (found.st_dev, found.st_ino) == self._identity and self._gate.file.is_at_path()
+        # Two changes within a tick of the file system's clock leave the same times. A long one shows in whole seconds.
+        tick = TICK if here.st_mtime_ns % 1_000_000_000 else LONG_TICK
+        is_at_rest = max(here.st_mtime, here.st_ctime) + tick < time.time()
+        self._compared = directory if is_same and is_at_rest else None
+        return is_same
 
     def _open(self) -> tuple[Connection, Header]:
         """Open what the header names, or the next generation where that is damaged."""
@@ -174,6 +197,7 @@ class Handle:
             raise forked(self._path)
         self._connection = connection
         self._identity = connection.identity
+        self._compared = None
         self._generation = header.generation
         self._is_fresh = True
         self.openings += 1

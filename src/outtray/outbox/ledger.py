@@ -12,23 +12,20 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """What this process has to add to the ledger with its next transaction."""
+    """What this process has to add to the ledger with its next transaction: *given*, by reason, in any order."""
 
     def __init__(self) -> None:
-        self._given: deque[tuple[str, int]] = deque()
+        self.given: deque[tuple[str, int]] = deque()
         self._written: dict[str, int] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._given)
 
     def add(self, reason: str, number: int) -> None:
         """Count *number* under *reason*."""
-        self._given.append((reason, number))
+        self.given.append((reason, number))
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write all counts in the open transaction; `forget` or `take_back` says how that ended."""
-        while self._given:
-            reason, number = self._given.popleft()
+        while self.given:
+            reason, number = self.given.popleft()
             self._written[reason] = self._written.get(reason, 0) + number
         for count in self._written.items():  # summed up: on a full disk each refused call tries to write them all
             connection.execute(sql.COUNT_IN_LEDGER, count)
@@ -39,5 +36,5 @@ class Ledger:
 
     def take_back(self) -> None:
         """The transaction failed: the counts go into the next one."""
-        self._given.extend(self._written.items())
+        self.given.extend(self._written.items())
         self._written.clear()

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxUnusable
 from outtray.outbox import sql
@@ -17,7 +17,6 @@ from outtray.outbox.gate import Gate
 from outtray.outbox.generation import current, is_missing
 from outtray.outbox.records import Cursor
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from types import FrameType
@@ -30,8 +29,7 @@ BYTES_AT_ONCE = 4 * 1024 * 1024
 """Bytes of bodies that one look reads, about: each of them may have a megabyte."""
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """How many messages are in each state for one destination; *delivered* is the lifetime's."""
 
     pending: int = 0
@@ -41,8 +39,7 @@ class Counts:
     local: int = 0
 
 
-@dataclass(frozen=True)
-class StoredMessage:
+class StoredMessage(NamedTuple):
     """One message with its state for one destination; moments are Unix seconds, *body* is the JSON text."""
 
     id: int
@@ -60,11 +57,10 @@ class StoredMessage:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
-        return asdict(self)
+        return self._asdict()
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """Some *messages*, newest first; the next page has the ids below *next_before_id*, None at the end."""
 
     messages: list[StoredMessage]

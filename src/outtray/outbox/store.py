@@ -114,15 +114,16 @@ class Outbox(Database):
             body = self._with_valid_id(content[4], header)
             content = (*content[:3], body.encode(), body)
         self._unchecked -= len(content[3])
-        if self._is_fresh or self._unchecked < 0 or local or self._ledger:
+        if self._is_fresh or self._unchecked < 0 or local or self._ledger.given:
             self._append_with_care(connection, header, content, local=local)
         else:
             self._insert(connection, header, content, local=False)
+        id = header.last_id
         try:
-            self._gate.write(header)
+            self._kept = (self._gate.write(header), header)
         except OSError as error:  # the message is stored; a header that lags is caught up
             journal.failed("writing the header of the gate", error)
-        return header.last_id
+        return id
 
     def _is_local(self, header: Header, *, otherwise: bool) -> bool:
         """Return whether the user chose that messages are not sent. Raises OutboxDenied."""
