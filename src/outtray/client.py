@@ -9,7 +9,7 @@ import time
 from outtray import consent, forking, identity, journal
 from outtray import settings as settings_module
 from outtray.delivery import flusher
-from outtray.encoding import as_properties, as_text, clock_text, encode, new_message_id, timestamp_text
+from outtray.encoding import as_text, clock_text, encode, encoded_dict, new_message_id, quoted, timestamp_text, valid
 from outtray.errors import MessageTooLarge, OutboxDenied, OuttrayError
 from outtray.outbox import shared
 from outtray.outbox.store import DELIVERY_SETTINGS
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from outtray.consent import Consent
     from outtray.enums import AnalyticsEvent
     from outtray.settings import Settings
+
+
+MOST_BYTES = 4
+"""Bytes of a character in UTF-8, at most."""
 
 
 class Client:
@@ -59,7 +63,9 @@ class Client:
 
         Before the first message no outbox says that a choice is an old one.
         """
-        settings = self.settings
+        return self._decide(self.settings)
+
+    def _decide(self, settings: Settings) -> Consent:
         if self._journaled is not settings:
             self._journaled = settings
             for problem in settings.problems:
@@ -75,8 +81,7 @@ class Client:
         timestamp: datetime | float | str | None = None,
     ) -> tuple[bool, str]:
         """Attach *traits* to a user."""
-        message = {"user_id": user_id, "traits": as_properties(traits), "type": "identify"}
-        return self._store(message, "identify", message_id, timestamp)
+        return self._store("identify", user_id, f'"traits":{encoded_dict(traits)}', "identify", message_id, timestamp)
 
     def alias(
         self,
@@ -87,8 +92,8 @@ class Client:
         timestamp: datetime | float | str | None = None,
     ) -> tuple[bool, str]:
         """Say that *previous_id* is the same user as *user_id*."""
-        message = {"user_id": user_id, "previous_id": previous_id, "type": "alias"}
-        return self._store(message, "alias", message_id, timestamp)
+        members = f'"previous_id":{encode(previous_id)}'
+        return self._store("alias", user_id, members, "alias", message_id, timestamp)
 
     def track(
         self,
@@ -101,9 +106,22 @@ class Client:
         despite_denial: bool = False,
     ) -> tuple[bool, str]:
         """Record an event. *despite_denial* lets it pass a denied consent; see the setting `consent_events`."""
-        name = as_text(event)
-        message = {"user_id": user_id, "event": name, "properties": as_properties(properties), "type": "track"}
-        return self._store(message, name, message_id, timestamp, despite_denial)
+        text = encoded_dict(properties)
+        return self.track_encoded(user_id, event, text, message_id, timestamp, despite_denial)
+
+    def track_encoded(
+        self,
+        user_id: UUID,
+        event: AnalyticsEvent | str,
+        properties: str,
+        message_id: str | None,
+        timestamp: datetime | float | str | None,
+        despite_denial: bool,
+    ) -> tuple[bool, str]:
+        """Do what `track` does with *properties* that are already encoded."""
+        name = event if type(event) is str else as_text(event)
+        members = f'"event":{quoted(name)},"properties":{properties}'
+        return self._store("track", user_id, members, name, message_id, timestamp, despite_denial)
 
     def group(
         self,
@@ -115,32 +133,46 @@ class Client:
         timestamp: datetime | float | str | None = None,
     ) -> tuple[bool, str]:
         """Put a user into a group that has *traits*."""
-        message = {"user_id": user_id, "group_id": group_id, "traits": as_properties(traits), "type": "group"}
-        return self._store(message, "group", message_id, timestamp)
+        members = f'"group_id":{encode(group_id)},"traits":{encoded_dict(traits)}'
+        return self._store("group", user_id, members, "group", message_id, timestamp)
 
     def store_foreign(self, message: dict[str, Any]) -> tuple[bool, str]:
         """Store a message that another client made, with the id and timestamp that it may lack."""
-        kind = message.get("type", "message")
-        event = message.get("event", kind)
-        return self._store(dict(message), as_text(event), message.get("message_id"), message.get("timestamp"))
+        now, settings = time.time(), self.settings
+        event = as_text(message.get("event", message.get("type", "message")))
+        id = _id_or_new(message.get("message_id"))
+        whole = {"debug": settings.debug, **message, "message_id": id}
+        whole["timestamp"] = _moment_text(message.get("timestamp"), now)
+        return self._keep(settings, encode(whole), event, id, now)
 
     def _store(
         self,
-        message: dict[str, Any],
+        kind: str,
+        user_id: UUID | str,
+        members: str,
         event: str,
         message_id: str | None,
         timestamp: datetime | float | str | None,
         despite_denial: bool = False,
     ) -> tuple[bool, str]:
-        settings = self.settings
-        now = time.time()
-        message.setdefault("debug", settings.debug)
-        message["message_id"] = message_id = _given_id(message_id)
-        message["timestamp"] = clock_text(now) if timestamp is None else _given_timestamp(timestamp, now)
-        text = encode(message)
+        """Store a message of this *kind* with these encoded *members*; each step less is less that a call costs."""
+        now, settings = time.time(), self.settings
+        id = new_message_id() if message_id is None else _id_or_new(message_id)
+        moment = clock_text(now) if timestamp is None else _moment_text(timestamp, now)
+        user = quoted(user_id) if type(user_id) is str else encode(user_id)
+        debug = "true" if settings.debug else "false"
+        common = f'"type":"{kind}","debug":{debug},"message_id":{quoted(id)},"timestamp":"{moment}"'
+        return self._keep(settings, f'{{"user_id":{user},{members},{common}}}', event, id, now, despite_denial)
+
+    def _keep(
+        self, settings: Settings, text: str, event: str, message_id: str, now: float, despite_denial: bool = False
+    ) -> tuple[bool, str]:
+        """Store the message *text* if consent allows it."""
+        if not text.isascii():
+            text, event = valid(text), valid(event)
         if not self.send:
             return True, text
-        agreed = self.decide_consent()
+        agreed = self._decide(settings)
         is_denied = agreed.state == consent.DENIED
         if consent.disabled.get() or (is_denied and not despite_denial):
             return False, text
@@ -170,13 +202,15 @@ class _Line:
         """
         outbox = self._outbox
         depth = forking.depth
-        epoch = outbox.epoch if identity.is_kept(outbox.directory) else 0
         try:
-            self._require_size(text)
+            if len(text) * MOST_BYTES > self.settings.max_message_bytes:
+                self._require_size(text)
+            text, is_kept = identity.with_latest_id(outbox.directory, text)
+            epoch = outbox.epoch if is_kept else 0
             id = outbox.append(
-                _searchable(message_id),
-                _searchable(event),
-                identity.with_latest_id(outbox.directory, text),
+                message_id,
+                event,
+                text,
                 accepted_at=now,
                 local=is_local,
                 follows_choice=follows_choice,
@@ -195,11 +229,13 @@ class _Line:
             self._told = outbox.openings if self._tell_others() else None
         self.last_id = id
         self._flusher.wake()
-        return True, identity.with_latest_id(outbox.directory, text)
+        if epoch != outbox.epoch:  # the id in it may have been replaced
+            text, _ = identity.with_latest_id(outbox.directory, text)
+        return True, text
 
     def _require_size(self, text: str) -> None:
         limit = self.settings.max_message_bytes
-        if len(text) * 4 > limit and (size := len(text.encode())) > limit:
+        if (size := len(text.encode())) > limit:
             raise MessageTooLarge(f"a message of {size} bytes is above max_message_bytes={limit}")
 
     def _tell_others(self) -> bool:
@@ -218,26 +254,19 @@ class _Line:
         return is_kept
 
 
-def _searchable(text: str) -> str:
-    """Return *text* as it stands in the encoded message, so that it can be stored and found."""
+def _id_or_new(given: str | None) -> str:
+    """Return the caller's message_id as text; a new one where there is none, or none that can be read."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _given_id(given: str | None) -> str:
-    """Return the caller's message_id as text; a new one where it gave none, or one that cannot be read."""
-    try:
-        return as_text(str(given)) if given else new_message_id()
+        return new_message_id() if given is None or not given else valid(as_text(str(given)))
     except Exception as error:  # the object's own code
         journal.failed("reading a message_id", error)
         return new_message_id()
 
 
-def _given_timestamp(given: datetime | float | str, now: float) -> str:
+def _moment_text(given: datetime | float | str | None, now: float) -> str:
     """Return the caller's timestamp in our form; *now* where it is none."""
+    if given is None:
+        return clock_text(now)
     datetime_module = sys.modules["datetime"]  # sqlite3 has loaded it
     try:
         if isinstance(given, str):

@@ -39,6 +39,9 @@ class Consent:
         self.follows_choice = follows_choice
 
 
+BY_DEFAULT = Consent(GRANTED, "nobody said otherwise", follows_choice=True)
+
+
 def decide(settings: Settings, environ: Mapping[str, str] = os.environ, *, afresh: bool = False) -> Consent:
     """Return the consent in force.
 
@@ -51,16 +54,28 @@ def decide(settings: Settings, environ: Mapping[str, str] = os.environ, *, afres
         return Consent(settings.consent, "the application says so")
     if source == "environment":
         return Consent(settings.consent, "OUTTRAY_CONSENT")
-    if environ.get("DO_NOT_TRACK", "").strip().lower() not in ("", "0", "false"):
+    if _is_set(environ) and environ["DO_NOT_TRACK"].strip().lower() not in ("", "0", "false"):
         return Consent(DENIED, "DO_NOT_TRACK")
-    choice = _choice(settings.directory, afresh=afresh or settings.consent == DENIED)
+    directory = settings.directory
+    choice = _known.get(directory, DENIED)
+    if choice == DENIED or afresh or settings.consent == DENIED:  # so the end of a denial is noticed
+        choice = _known[directory] = stored(directory)
     if choice is not None:
         return Consent(choice, "your choice, see `outtray consent`", follows_choice=True)
     if source == "file":
         unreadable = settings.is_file_unreadable
         reason = "the config file cannot be read" if unreadable else "the config file"
         return Consent(settings.consent, reason, follows_choice=True)
-    return Consent(settings.consent, "nobody said otherwise", follows_choice=True)
+    return BY_DEFAULT
+
+
+_variables = getattr(os.environ, "_data", os.environ)
+_key = os.environ.encodekey("DO_NOT_TRACK") if _variables is not os.environ else "DO_NOT_TRACK"
+
+
+def _is_set(environ: Mapping[str, str]) -> bool:
+    """Tell whether DO_NOT_TRACK is set. `os.environ` raises two errors to say that it is not: 3 µs of each call."""
+    return _key in _variables if environ is os.environ else "DO_NOT_TRACK" in environ
 
 
 def choice_path(directory: str) -> str:
@@ -91,11 +106,3 @@ _known: dict[str, str | None] = {}
 def forget_known(directory: str) -> None:
     """Have the next decision read the choice in *directory* again."""
     _known.pop(directory, None)
-
-
-def _choice(directory: str, *, afresh: bool) -> str | None:
-    """Return the user's choice, read again if it was a denial before: so its end is noticed."""
-    choice = _known.get(directory, DENIED)
-    if choice == DENIED or afresh:
-        choice = _known[directory] = stored(directory)
-    return choice

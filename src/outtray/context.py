@@ -6,7 +6,7 @@ import os
 
 from outtray import client as client_module
 from outtray import consent, environment, identity, journal
-from outtray.encoding import as_properties, as_text
+from outtray.encoding import as_properties, as_text, encode
 from outtray.enums import AnalyticsEvent
 
 TYPE_CHECKING = False
@@ -92,17 +92,10 @@ class AnalyticsContext:
         if passes:
             self._identify_client()
         settings = self._client.settings
-        enriched = {
-            **environment.facts(),
-            "timezone": environment.timezone(),
-            "version": settings.version or environment.package_version(settings.app),
-            "client_id": self.client_id,
-            "user_id": as_text(self.user_id),
-            **as_properties(properties),
-        }
-        return self._client.track(
-            self._user, event, enriched, message_id=message_id, timestamp=timestamp, despite_denial=passes
-        )[0]
+        version = settings.version or environment.package_version(settings.app)
+        own = (environment.timezone(), version, self.client_id, as_text(self.user_id))
+        text = _enriched(own, as_properties(properties))
+        return self._client.track_encoded(self._user, event, text, message_id, timestamp, passes)[0]
 
     @property
     def _user(self) -> Any:
@@ -125,3 +118,29 @@ class AnalyticsContext:
         if consent.disabled.get() or not self._client.settings.consent_events:
             return False
         return (event.value if isinstance(event, AnalyticsEvent) else event) in CONSENT_EVENTS
+
+
+_known: tuple[tuple[str | None, ...], dict[str, Any], str] = ((), {}, "")
+
+
+def _enriched(own: tuple[str | None, ...], properties: dict[Any, Any]) -> str:
+    """Return the facts and *properties* as one JSON object; a property wins over the fact of its name.
+
+    *own* is the time zone, the version, the client id and the user id; the facts are encoded anew when they change.
+    """
+    global _known
+    before, facts, text = _known
+    if own != before:
+        timezone, version, client_id, user_id = own
+        facts = {
+            **environment.facts(),
+            "timezone": timezone,
+            "version": version,
+            "client_id": client_id,
+            "user_id": user_id,
+        }
+        text = encode(facts)
+        _known = (own, facts, text)
+    if not facts.keys().isdisjoint(properties):
+        return encode({**facts, **properties})
+    return f"{text[:-1]},{encode(properties)[1:]}" if properties else text

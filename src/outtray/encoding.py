@@ -42,8 +42,8 @@ class AnalyticsEncoder(json.JSONEncoder):
         return super().default(obj)
 
 
-def encode(message: dict[str, Any]) -> str:
-    """Return *message* as one line of strict JSON that encodes to UTF-8.
+def encode(value: object) -> str:
+    """Return *value*, such as a message or its properties, as one line of strict JSON that encodes to UTF-8.
 
     UUID, Enum, datetime, date, time, timedelta (seconds), Decimal and other numbers, bytes (text, else
     base64), set, path, dataclass and pydantic model have their natural form; NaN and infinities are null;
@@ -52,12 +52,31 @@ def encode(message: dict[str, Any]) -> str:
     may both be there: the later one counts, to most readers.
     """
     try:
-        text = _fast.encode(message)
+        text = "".join(_chunks(value, 0))
         text.encode()
-        if text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(text):
+        is_nested = "[" in text or text.find("{", 1) > 0
+        if is_nested and text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(text):
             raise RecursionError
     except Exception:  # a property's own code may raise anything; the careful way loses at most that property
-        text = _fast.encode(_plain(message, MAX_DEPTH, ()))
+        text = "".join(_chunks(_plain(value, MAX_DEPTH, ()), 0))
+    return text
+
+
+def encoded_dict(value: object) -> str:
+    """Return a caller's properties as a JSON object; see `as_properties`."""
+    return encode(value if type(value) is dict else as_properties(value))
+
+
+quoted = json.encoder.encode_basestring
+"""Returns a text as JSON; `valid` is for whoever puts that into a message."""
+
+
+def valid(text: str) -> str:
+    """Return *text* with U+FFFD for each lone surrogate, so that it encodes to UTF-8 and can be stored and found."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
@@ -93,7 +112,10 @@ _second_text = (-1, "")
 
 def clock_text(moment: float) -> str:
     """Return *moment*, read from this machine's clock, as `timestamp_text`; beyond the years 1 to 9999 their end."""
-    return timestamp_text(min(max(moment, FIRST_MOMENT), LAST_MOMENT))
+    try:
+        return timestamp_text(moment)
+    except (ValueError, OverflowError, OSError):
+        return timestamp_text(min(max(moment, FIRST_MOMENT), LAST_MOMENT))
 
 
 def timestamp_text(moment: float) -> str:
@@ -156,7 +178,7 @@ def _plain(obj: Any, depth: int, parents: tuple[int, ...]) -> Any:
         return obj
     kind = type(obj)  # not isinstance(): an object may lie about its __class__, as Mock(spec=str) does
     if issubclass(kind, str):
-        return str.__str__(obj).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return valid(str.__str__(obj))
     if issubclass(kind, int):
         return _whole_number(int.__int__(obj))
     if issubclass(kind, float):
@@ -228,4 +250,16 @@ def _is_a(obj: Any, module: str, name: str) -> bool:
 
 
 _NO_BRACKETS = re.compile(r'(?:"(?:[^"\\]++|\\.)*+"|[^][{}"]++)++')
-_fast = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_natural)
+
+# `JSONEncoder.encode` makes a new encoder of its C part for each value; one that is kept saves a fifth.
+_make_encoder = getattr(json.encoder, "c_make_encoder", None)
+_no_markers = _no_indent = None  # a cycle raises a RecursionError then, which is dealt with like any other error
+_no_sorting = _no_skipping = _no_nan = False
+_options = (_no_indent, ":", ",", _no_sorting, _no_skipping, _no_nan)
+if _make_encoder is not None:
+    _chunks = _make_encoder(_no_markers, _natural, json.encoder.encode_basestring, *_options)
+else:  # an interpreter without the C part
+    _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_natural)
+
+    def _chunks(value: Any, level: int) -> Iterable[str]:
+        return _encoder.iterencode(value)

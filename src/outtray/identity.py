@@ -42,7 +42,7 @@ def with_kept_id(directory: str, text: str) -> str:
         return text  # nobody asked for it, so it is not in there
     if not known.is_kept:
         keep(directory)  # where that fails it is tried again with the next message
-    return with_latest_id(directory, text)
+    return with_latest_id(directory, text)[0]
 
 
 def with_valid_id(directory: str, text: str, *, forgettable: bool) -> str:
@@ -56,16 +56,15 @@ def with_valid_id(directory: str, text: str, *, forgettable: bool) -> str:
     return with_kept_id(directory, text)
 
 
-def with_latest_id(directory: str, text: str) -> str:
-    """Return *text* with the id that holds in this process, where another thread learnt of it meanwhile."""
-    known = _known.get(directory)
-    return text if known is None or known.id == known.offered else text.replace(known.offered, known.id)
+def with_latest_id(directory: str, text: str) -> tuple[str, bool]:
+    """Return *text* with the id that holds in this process, and whether none was given out that is not written down.
 
-
-def is_kept(directory: str) -> bool:
-    """Tell whether no id was given out here that is not written down yet."""
+    Another thread may have learnt of another id meanwhile.
+    """
     known = _known.get(directory)
-    return known is None or known.is_kept
+    if known is None:
+        return text, True
+    return text if known.id == known.offered else text.replace(known.offered, known.id), known.is_kept
 
 
 def keep(directory: str) -> bool:
