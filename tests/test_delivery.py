@@ -50,6 +50,45 @@ def outbox_of(tray: outtray.Tray) -> Outbox:
     return shared.at(settings.directory, destination=settings.destination, max_bytes=settings.max_bytes)
 
 
+# How much goes into a request
+
+
+def sizes(server: FakeServer) -> list[int]:
+    return [len(request.message_ids) for request in server.requests]
+
+
+def test_a_receiver_far_away_gets_more_in_one_request(server: FakeServer) -> None:
+    server.set_mode("ok", delay=0.1)
+    tray = tray_of(server, "far")
+    track(tray, 4_000)
+    assert tray.flush(60).settled
+    assert sizes(server)[0] == 500
+    assert max(sizes(server)) >= 1_000
+    assert not server.repeats
+
+
+@pytest.mark.parametrize("options", [{"max_batch_count": 700}, {"max_batch_bytes": 200_000}])
+def test_what_a_request_may_hold_is_a_bound_however_far_the_receiver_is(
+    options: dict[str, int], server: FakeServer
+) -> None:
+    server.set_mode("ok", delay=0.1)
+    tray = tray_of(server, "far", **options)
+    track(tray, 3_000)
+    assert tray.flush(60).settled
+    assert max(sizes(server)) <= 700
+    assert len(server.received) == 3_000
+
+
+def test_what_was_too_large_for_a_receiver_far_away_is_not_tried_again_in_that_run(server: FakeServer) -> None:
+    server.set_mode("too_large", max_bytes=350_000, delay=0.1)
+    tray = tray_of(server, "far")
+    track(tray, 6_000)
+    report = tray.flush(60)
+    assert (report.outcome, report.dead) == ("drained", 0)
+    statuses = [request.status for request in server.requests]
+    assert statuses.count(413) == 1
+
+
 # A removed directory
 
 

@@ -51,7 +51,13 @@ OPTIONS = (
     Option("max_bytes", "bytes", 1024 * MIB, "bytes", "Bound of the outbox; at it the newest message is refused"),
     Option("max_message_bytes", "bytes", MIB, "bytes", "Bound of one message; a larger one is refused when tracked"),
     Option("retention", "seconds", 7 * DAY, "s", "How long delivered messages stay; 0 removes them at once"),
-    Option("max_batch_count", "count", 500, "messages", "Messages in one request, at most"),
+    Option(
+        "max_batch_count",
+        "count",
+        5_000,
+        "messages",
+        "Messages in one request, at most: 500, and more where the receiver is far away",
+    ),
     Option("max_batch_bytes", "bytes", 4 * MIB, "bytes", "Bytes of messages in one request, at most"),
     Option(
         "timeout", "deadline", 15.0, "s", "Total deadline of one request, from the first byte out to the last one in"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from outtray import consent
 from outtray.cli import outboxes, processes, progress
@@ -84,8 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     return next(code for code in _SEVERITY if code in codes)
 
 
-@dataclass
-class _Result:
+class _Result(NamedTuple):
     """What came of one outbox: its report and what waits now."""
 
     app: str
@@ -107,7 +105,7 @@ class _Result:
 
     def to_dict(self) -> dict[str, Any]:
         waiting = {"pending": self.pending, "deferred": self.deferred, "oldest_pending_age": self.oldest_pending_age}
-        return {"app": self.app, **asdict(self.report), **waiting, "exit": self.code}
+        return {"app": self.app, **self.report._asdict(), **waiting, "exit": self.code}
 
 
 class _Run:
@@ -169,11 +167,11 @@ class _Run:
         except SettingsError as error:
             report = FlushReport("not configured", reason=str(error))
         except OutboxBusy as error:
-            report = replace(report, outcome="postponed", reason=str(error), wait=None)
+            report = report._replace(outcome="postponed", reason=str(error), wait=None)
         except (OutboxError, OSError) as error:
-            report = replace(report, outcome="failed", reason=str(error))
+            report = report._replace(outcome="failed", reason=str(error))
         if report.outcome == "limit" and not found["pending"]:
-            report = replace(report, outcome="drained")
+            report = report._replace(outcome="drained")
         return _Result(settings.app, report, found["pending"], found["deferred"], found.get("oldest_pending_age"))
 
     def _deliver(self, settings: Settings, pending: int, *, heed_wait: bool) -> FlushReport:
@@ -194,7 +192,7 @@ class _Run:
         ):
             report = flush(outbox, settings, timeout=left, heed_wait=heed_wait, limit=self._room, progress=advance)
         if _is_busy(report):
-            report = replace(report, reason=str(processes.explained(OutboxBusy(report.reason), settings.directory)))
+            report = report._replace(reason=str(processes.explained(OutboxBusy(report.reason), settings.directory)))
         if self._room is not None:
             self._room -= min(self._room, report.delivered + report.dead)
         return report
@@ -224,7 +222,7 @@ def _added(before: _Result, after: _Result) -> _Result:
     """Return the result of two flushes of one outbox."""
     report = after.report
     delivered, dead = before.report.delivered + report.delivered, before.report.dead + report.dead
-    return replace(after, report=replace(report, delivered=delivered, dead=dead))
+    return after._replace(report=report._replace(delivered=delivered, dead=dead))
 
 
 def _line(result: _Result) -> str:

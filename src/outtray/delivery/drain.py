@@ -25,6 +25,7 @@ from outtray.secrets import without_secrets
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from outtray.destinations import Destination
     from outtray.outbox.records import Batch, Message
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings
@@ -33,6 +34,12 @@ Result = TypeVar("Result")
 
 MAX_SUSPECTS = 20
 """Refused messages in a row, after which the newest one is tried alone to tell bad messages from a bad receiver."""
+
+FIRST_COUNT = 500
+"""Messages in the first request of a run, at most, and in all where the receiver is near."""
+
+FAR, SLOW = 0.05, 1.0
+"""Seconds that an answer takes from a receiver so far away that larger batches pay, and where the line is too slow."""
 
 WRITE_WITHIN = 60.0
 """Seconds that an answer in hand waits for a busy outbox, if the run has so much time; without it, all is repeated."""
@@ -83,7 +90,7 @@ class Drain:
         self._settings = settings
         self._key = key
         self._name = settings.destination
-        self._destination = destinations.find(self._name)(settings, key)
+        self._destination: Destination | None = None  # loaded for the first request: most runs of cron make none
         self._fingerprint = fingerprint(outbox.meta("salt") or "", settings.url, key)
         self._heed_wait = heed_wait
         self._slept_out = slept_out
@@ -91,7 +98,8 @@ class Drain:
         self._go_on = go_on
         self._is_leaving = is_leaving
         self._limit = limit
-        self._size = settings.max_batch_count
+        self._most = settings.max_batch_count
+        self._size = min(FIRST_COUNT, self._most)
         self._ahead: Batch | None = None
         self._suspects: dict[int, Mark] = {}  # the messages refused since the last success
         self._last_refused: Batch | None = None
@@ -146,17 +154,27 @@ class Drain:
             if is_cut_short and time.monotonic() >= self._deadline:
                 return None  # our own time was over, which says nothing of the receiver
             raise
+        seconds = time.monotonic() - started
         if not self._is_leaving():
-            self._settle(batch, list(self._suspects.values()), status, time.monotonic() - started)
+            self._settle(batch, list(self._suspects.values()), status, seconds)
             self._forget_suspects()
-            self._size = min(self._size * 2, self._settings.max_batch_count)
+            self._grow(is_far=FAR <= seconds < SLOW and len(batch.messages) == self._size)
         return None
+
+    def _grow(self, *, is_far: bool) -> None:
+        """Take more in the next request: as before a refusal, or than usual where most of the time is the way."""
+        usual = min(FIRST_COUNT, self._most)
+        if self._size < usual or is_far:
+            self._size = min(self._size * 2, self._most if is_far else usual)
 
     def _deliver(self, batch: Batch, timeout: float) -> int:
         """Return the status of the answer. Raises DeliveryError, in which nothing secret is left."""
         bodies = [message.body for message in batch.messages]
+        destination = self._destination
+        if destination is None:
+            destination = self._destination = destinations.find(self._name)(self._settings, self._key)
         try:
-            return self._destination.deliver(bodies, timeout, self._while_waiting_for(batch))
+            return destination.deliver(bodies, timeout, self._while_waiting_for(batch))
         except DeliveryError as error:
             error.conceal(lambda text: without_secrets(text, self._settings.url, self._key))
             raise
@@ -229,6 +247,7 @@ class Drain:
         self._ahead = None
         if len(batch.messages) > 1:
             self._size = len(batch.messages) // 2
+            self._most = max(self._size, min(FIRST_COUNT, self._most))  # none of those that were larger than usual
             return
         message = batch.messages[0]
         mark = Mark(message, "dead", status=refusal.status, reason=refusal.reason, excerpt=refusal.excerpt)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from outtray import consent, journal
 from outtray.delivery.drain import Drain
@@ -27,8 +26,7 @@ POLL = 0.02
 """Seconds between two looks at what another drainer does."""
 
 
-@dataclass(frozen=True)
-class FlushReport:
+class FlushReport(NamedTuple):
     """What a flush did.
 
     *outcome* is "drained" (nothing is due any more), "timeout", "limit", "postponed", "held" (url, key or

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from outtray import consent
@@ -28,7 +27,7 @@ def _of_outbox(
 ) -> dict[str, Any]:
     """Return the part of the status that the outbox itself knows."""
     return {
-        **asdict(counts),
+        **counts._asdict(),
         "unsalvaged": unsalvaged,
         "refused": sum(ledger.get(reason, 0) for reason in REFUSED),
         "oldest_pending_age": None if oldest_at is None else max(0.0, time.time() - oldest_at),
