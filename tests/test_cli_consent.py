@@ -21,7 +21,7 @@ from uuid import UUID
 import pytest
 
 import outtray
-from outtray import consent
+from outtray import consent, identity
 from outtray.cli import main
 from outtray.outbox import erasure, shared
 from outtray.outbox.gate import Header
@@ -693,6 +693,28 @@ def test_a_withdrawal_deletes_what_a_recovery_left(folder: Path) -> None:
     (folder / "outbox-1-0-0.lost-wal").write_bytes(b"secret")
     assert main(["consent", "off"]) == 0
     assert texts(folder, "secret") == set()
+
+
+def test_an_id_that_is_forgotten_while_a_message_is_put_together_is_not_stored(
+    folder: Path, run_python: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tray = outtray.Tray(app="a", flush="manual")
+    assert tray.track("before")
+    id = (folder / "client_id").read_text()
+    put_in = identity.with_latest_id
+
+    def forgotten_meanwhile(directory: str, text: str) -> tuple[str, bool]:
+        found = put_in(directory, text)
+        monkeypatch.undo()
+        done = run_python("-m", "outtray", "forget", "--yes")
+        assert done.returncode == 0, done.stderr
+        assert tray.track("of another thread")  # which learns of it
+        return found
+
+    monkeypatch.setattr(identity, "with_latest_id", forgotten_meanwhile)
+    assert tray.track("after")
+    tray.close()
+    assert texts(folder, id) == set()
 
 
 def test_programs_that_run_go_on_with_a_new_id(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import outtray
 from outtray.cli import main
 from outtray.testing import FakeServer
 
@@ -146,6 +147,16 @@ def test_a_held_outbox_is_78_and_always_said(mode: str, server: FakeServer, caps
         assert "a: held: check url and key" in words
         assert "2 messages kept" in words
         assert len(words.splitlines()) == 1
+
+
+def test_an_unknown_destination_is_78_though_nothing_is_due(server: FakeServer, run_python: Run) -> None:
+    tray = outtray.Tray(app="a", url=server.url, flush="manual")
+    assert tray.track("event")
+    assert tray.flush(20).settled
+    tray.close()
+    done = run_python("-m", "outtray", "flush", OUTTRAY_DESTINATION="novel")
+    assert done.returncode == 78
+    assert "unknown destination 'novel'" in done.stderr
 
 
 def test_waiting_does_not_wait_for_somebody_to_put_it_right(server: FakeServer, capsys: Capture) -> None:

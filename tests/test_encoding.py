@@ -28,6 +28,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
+from outtray import encoding
 from outtray.encoding import (
     CUT,
     MAX_DEPTH,
@@ -290,6 +291,29 @@ def test_a_cycle_is_cut_at_the_point_where_it_closes() -> None:
     point = Point(1)
     point.y = [point]
     assert form_of(point) == {"x": 1, "y": [CUT]}
+
+
+def test_a_cycle_does_not_end_the_stack_of_a_host_that_allows_deep_recursion(run_python: Callable[..., Any]) -> None:
+    code = """
+import sys, threading
+sys.setrecursionlimit(200_000)
+from outtray.encoding import encode
+cycle = {"big": "x" * 1000}
+cycle["self"] = cycle
+threads = [threading.Thread(target=lambda: [encode(cycle) for _ in range(50)]) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(encode({"sound": 1}), encode(cycle)[-15:])
+"""
+    done = run_python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split(maxsplit=1)[0] == '{"sound":1}'
+
+
+def test_what_cannot_be_encoded_leaves_nothing_behind() -> None:
+    for value in ({"a": float("nan")}, {"a": [{1, (2,)}, object()]}, {"a": {"b": float("inf")}}):
+        encode(value)
+    assert encoding._markers == {}
 
 
 def test_the_same_object_twice_is_no_cycle() -> None:

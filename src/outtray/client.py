@@ -168,7 +168,7 @@ class Client:
         self, settings: Settings, text: str, event: str, message_id: str, now: float, despite_denial: bool = False
     ) -> tuple[bool, str]:
         """Store the message *text* if consent allows it."""
-        if not text.isascii():
+        if not (text.isascii() and event.isascii()):
             text, event = valid(text), valid(event)
         if not self.send:
             return True, text
@@ -205,8 +205,9 @@ class _Line:
         try:
             if len(text) * MOST_BYTES > self.settings.max_message_bytes:
                 self._require_size(text)
+            epoch = outbox.epoch  # as it was before the id was put in, which may be forgotten from then on
             text, is_kept = identity.with_latest_id(outbox.directory, text)
-            epoch = outbox.epoch if is_kept else 0
+            epoch = epoch if is_kept else 0
             id = outbox.append(
                 message_id,
                 event,

@@ -54,7 +54,7 @@ def decide(settings: Settings, environ: Mapping[str, str] = os.environ, *, afres
         return Consent(settings.consent, "the application says so")
     if source == "environment":
         return Consent(settings.consent, "OUTTRAY_CONSENT")
-    if _is_set(environ) and environ["DO_NOT_TRACK"].strip().lower() not in ("", "0", "false"):
+    if _is_set(environ) and environ.get("DO_NOT_TRACK", "").strip().lower() not in ("", "0", "false"):
         return Consent(DENIED, "DO_NOT_TRACK")
     directory = settings.directory
     choice = _known.get(directory, DENIED)

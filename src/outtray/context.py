@@ -143,4 +143,7 @@ def _enriched(own: tuple[str | None, ...], properties: dict[Any, Any]) -> str:
         _known = (own, facts, text)
     if not facts.keys().isdisjoint(properties):
         return encode({**facts, **properties})
-    return f"{text[:-1]},{encode(properties)[1:]}" if properties else text
+    own_text = encode(properties)
+    if not own_text.startswith("{"):  # nothing of them could be read
+        return encode({**facts, "value": properties})
+    return f"{text[:-1]},{own_text[1:]}" if properties else text

@@ -58,13 +58,14 @@ def encode(value: object) -> str:
         if is_nested and text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(text):
             raise RecursionError
     except Exception:  # a property's own code may raise anything; the careful way loses at most that property
+        _markers.clear()  # of this value, or of another thread's, which then goes the careful way too
         text = "".join(_chunks(_plain(value, MAX_DEPTH, ()), 0))
     return text
 
 
 def encoded_dict(value: object) -> str:
     """Return a caller's properties as a JSON object; see `as_properties`."""
-    return encode(value if type(value) is dict else as_properties(value))
+    return encode(dict(value) if type(value) is dict else as_properties(value))
 
 
 quoted = json.encoder.encode_basestring
@@ -239,7 +240,10 @@ def _repr(obj: Any) -> str:
     try:
         return repr(obj)[:MAX_REPR]
     except Exception:  # a broken __repr__ must not cost the event
-        return f"<{type(obj).__name__}>"
+        return f"<{_name_of(type(obj))}>"
+
+
+_name_of = type.__dict__["__name__"].__get__  # whatever a metaclass makes of the name
 
 
 def _is_a(obj: Any, module: str, name: str) -> bool:
@@ -253,11 +257,12 @@ _NO_BRACKETS = re.compile(r'(?:"(?:[^"\\]++|\\.)*+"|[^][{}"]++)++')
 
 # `JSONEncoder.encode` makes a new encoder of its C part for each value; one that is kept saves a fifth.
 _make_encoder = getattr(json.encoder, "c_make_encoder", None)
-_no_markers = _no_indent = None  # a cycle raises a RecursionError then, which is dealt with like any other error
+_markers: dict[int, Any] = {}  # what is just being encoded: without, a cycle would end the stack
+_no_indent = None
 _no_sorting = _no_skipping = _no_nan = False
 _options = (_no_indent, ":", ",", _no_sorting, _no_skipping, _no_nan)
 if _make_encoder is not None:
-    _chunks = _make_encoder(_no_markers, _natural, json.encoder.encode_basestring, *_options)
+    _chunks = _make_encoder(_markers, _natural, json.encoder.encode_basestring, *_options)
 else:  # an interpreter without the C part
     _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_natural)
 

@@ -46,7 +46,7 @@ def destination(raw: str) -> str:
     from outtray import destinations
 
     try:
-        destinations.find(raw)
+        destinations.place(raw)
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return raw

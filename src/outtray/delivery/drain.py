@@ -90,6 +90,7 @@ class Drain:
         self._settings = settings
         self._key = key
         self._name = settings.destination
+        self._place = destinations.place(self._name)
         self._destination: Destination | None = None  # loaded for the first request: most runs of cron make none
         self._fingerprint = fingerprint(outbox.meta("salt") or "", settings.url, key)
         self._heed_wait = heed_wait
@@ -143,10 +144,12 @@ class Drain:
 
     def _attempt(self, batch: Batch) -> Rejected | None:
         """Post *batch*: settle it, and bury the suspects, if it is delivered; return the refusal if it is refused."""
+        if self._destination is None:
+            self._destination = destinations.load(self._place)(self._settings, self._key)
         started = time.monotonic()
         timeout = max(0.05, min(self._settings.timeout, self._deadline - started))
         try:
-            status = self._deliver(batch, timeout)
+            status = self._deliver(self._destination, batch, timeout)
         except Rejected as refusal:
             return refusal
         except Postponed as error:
@@ -158,21 +161,22 @@ class Drain:
         if not self._is_leaving():
             self._settle(batch, list(self._suspects.values()), status, seconds)
             self._forget_suspects()
-            self._grow(is_far=FAR <= seconds < SLOW and len(batch.messages) == self._size)
+            self._resize(seconds, is_full=len(batch.messages) == self._size)
         return None
 
-    def _grow(self, *, is_far: bool) -> None:
+    def _resize(self, seconds: float, *, is_full: bool) -> None:
         """Take more in the next request: as before a refusal, or than usual where most of the time is the way."""
         usual = min(FIRST_COUNT, self._most)
-        if self._size < usual or is_far:
-            self._size = min(self._size * 2, self._most if is_far else usual)
+        if seconds >= SLOW:
+            self._size = min(self._size, usual)
+        elif self._size < usual:
+            self._size = min(self._size * 2, usual)
+        elif seconds >= FAR and is_full:
+            self._size = min(self._size * 2, self._most)
 
-    def _deliver(self, batch: Batch, timeout: float) -> int:
+    def _deliver(self, destination: Destination, batch: Batch, timeout: float) -> int:
         """Return the status of the answer. Raises DeliveryError, in which nothing secret is left."""
         bodies = [message.body for message in batch.messages]
-        destination = self._destination
-        if destination is None:
-            destination = self._destination = destinations.find(self._name)(self._settings, self._key)
         try:
             return destination.deliver(bodies, timeout, self._while_waiting_for(batch))
         except DeliveryError as error:
@@ -218,14 +222,28 @@ class Drain:
         return batch
 
     def _read(self, after_id: int = 0, *, is_ahead: bool = False) -> Batch | None:
-        count = min(self._size, self._room())
-        if count <= 0:
+        """Return the next batch, None if nothing is due; read in slices, between which whoever tracks goes first."""
+        whole = self._slice(after_id, self._size, self._settings.max_batch_bytes, is_ahead=is_ahead)
+        while whole is not None and whole.in_order and len(whole.messages) % FIRST_COUNT == 0:
+            count, size = self._size - len(whole.messages), self._settings.max_batch_bytes - whole.bytes
+            try:
+                part = self._slice(whole.last_id, count, size, is_ahead=True, taken=len(whole.messages))
+            except OutboxError as error:  # the next step meets it with nothing in hand
+                journal.failed("reading on", error)
+                break
+            if part is None or not whole.goes_on_with(part, size):
+                break
+        return whole
+
+    def _slice(self, after_id: int, count: int, max_bytes: int, *, is_ahead: bool, taken: int = 0) -> Batch | None:
+        count = int(min(count, FIRST_COUNT, self._room() - taken))
+        if count <= 0 or max_bytes <= 0:
             return None
         return self._outbox.pending(
             self._name,
             after_id=max(after_id, self._log_suspect),
-            max_count=int(count),
-            max_bytes=self._settings.max_batch_bytes,
+            max_count=count,
+            max_bytes=max_bytes,
             passed_over=self._suspects,
             is_ahead=is_ahead,
         )

@@ -42,9 +42,13 @@ class Destination(Protocol):
         """
 
 
-def find(name: str) -> type[Destination]:
-    """Return the class of the destination called *name*. Raises SettingsError that lists the known ones."""
-    place = DESTINATIONS.get(name) or _added(name)
+def place(name: str) -> str:
+    """Return the "module:class" of the destination called *name*. Raises SettingsError that lists the known ones."""
+    return DESTINATIONS.get(name) or _added(name)
+
+
+def load(place: str) -> type[Destination]:
+    """Return the class at *place*."""
     module, _, attribute = place.partition(":")
     with importing:
         found: type[Destination] = getattr(import_module(module), attribute)

@@ -139,6 +139,7 @@ class Handle:
         """
         if header.generation != self._generation:
             return False
+        now = time.time()  # before the first look: what changes after the last one has a later time than this
         try:
             here = os.stat(self.directory)
             directory = (here.st_dev, here.st_ino, here.st_mtime_ns, here.st_ctime_ns)
@@ -150,7 +151,7 @@ class Handle:
         is_same = (found.st_dev, found.st_ino) == self._identity and self._gate.file.is_at_path()
         # Two changes within a tick of the file system's clock leave the same times. A long one shows in whole seconds.
         tick = TICK if here.st_mtime_ns % 1_000_000_000 else LONG_TICK
-        is_at_rest = max(here.st_mtime, here.st_ctime) + tick < time.time()
+        is_at_rest = max(here.st_mtime, here.st_ctime) + tick < now
         self._compared = directory if is_same and is_at_rest else None
         return is_same
 

@@ -93,6 +93,18 @@ class Batch:
         """The highest id in the batch."""
         return self.messages[-1].id
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of the messages, with a comma for each."""
+        return sum(len(message.body) + 1 for message in self.messages)
+
+    def goes_on_with(self, part: Batch, max_bytes: int) -> bool:
+        """Take the messages of *part* in and return True, if they come next in the log and are not too many bytes."""
+        is_next = self.in_order and part.in_order and part.is_of(self) and part.bytes <= max_bytes
+        if is_next:
+            self.messages += part.messages
+        return is_next
+
     def is_of(self, header: Header | Batch) -> bool:
         """Tell whether nothing was withdrawn and no new generation began between this one and *header*."""
         return (self.generation, self.epoch) == (header.generation, header.epoch)

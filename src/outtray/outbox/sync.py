@@ -17,10 +17,10 @@ if sys.platform == "darwin":
 
     def _fsync(descriptor: int) -> None:
         fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync there leaves the data in the disk's cache
-elif sys.platform == "win32":
-    _fsync = os.fsync
-else:
+elif hasattr(os, "fdatasync"):
     _fsync = os.fdatasync  # all but the moment of the change, which would cost another write for each sync
+else:
+    _fsync = os.fsync
 
 
 class Waiter:
