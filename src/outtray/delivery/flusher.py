@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SYNC_WITHIN = 0.5
 """Seconds after which what was accepted is synced, at most; the promise is one second."""
 
-LEAVE_WITHIN = 0.04
+LEAVE_WITHIN = 0.02
 """Seconds that the end of the program waits for an answer on its way."""
 
 WRITE_WITHIN = 2.0
