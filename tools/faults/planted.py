@@ -60,8 +60,9 @@ BUGS = (
     Bug(
         "settled before the answer",
         "delivery/drain.py",
-        "        try:\n            status = self._deliver(batch, timeout)",
-        "        self._settle(batch, [], 200, 0.0)\n        try:\n            status = self._deliver(batch, timeout)",
+        "        try:\n            status = self._deliver(self._destination, batch, timeout)",
+        "        self._settle(batch, [], 200, 0.0)\n"
+        "        try:\n            status = self._deliver(self._destination, batch, timeout)",
         "kill_points",
         ("--only", "postpone"),
         quick=True,
