@@ -424,6 +424,33 @@ while time.monotonic() < end:
         assert done.stderr == ""
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_does_not_wait_for_an_import_that_waits_for_logging(environment: dict[str, str]) -> None:
+    code = """
+import os, threading, time
+from outtray import forking
+import logging  # after outtray, so that its hook comes before outtray's
+def load():
+    with forking.importing:
+        is_loading.set()
+        time.sleep(0.5)  # until the fork waits
+        logging.getLogger("late")
+is_loading = threading.Event()
+thread = threading.Thread(target=load, daemon=True)
+thread.start()
+is_loading.wait()
+if (child := os.fork()) == 0:
+    logging.getLogger("child")
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+thread.join(10)
+assert not thread.is_alive()
+assert not logging._lock._is_owned() and not forking.importing._is_owned()
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=20, check=True)
+    assert done.stderr == b""
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing_children_use_the_outbox(
     method: str, server: FakeServer, environment: dict[str, str], tmp_path: Path

@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+    from typing import Any
 
 importing = threading.RLock()
 
@@ -36,12 +37,18 @@ in_child: list[Callable[[FrameType], None]] = []
 
 
 def _before_fork() -> None:
-    was_loaded = _has_logging()
-    importing.acquire()
-    if _has_logging() and not was_loaded:
+    lock = _logging_lock()
+    is_taken = lock is not None and lock._is_owned()  # by logging's own hook, where that was registered after ours
+    if not importing.acquire(blocking=False):
+        if is_taken:  # whoever imports may be waiting for it, as a new module makes its logger
+            lock.release()
+        importing.acquire()
+        if is_taken:
+            lock.acquire()
+    if lock is None and (lock := _logging_lock()) is not None:
         # It was imported while we waited: its own hook for before the fork comes too late to run, and the one
         # for afterwards would complain on stderr that the lock is not held.
-        sys.modules["logging"]._lock.acquire()
+        lock.acquire()
     frame = sys._getframe(1)
     for hook in before:
         hook(frame)
@@ -63,8 +70,10 @@ def _after_fork_in_child() -> None:
     importing.release()
 
 
-def _has_logging() -> bool:
-    return hasattr(sys.modules.get("logging"), "LogRecord")  # the first name behind its registration of hooks
+def _logging_lock() -> Any:
+    """Return the lock that logging takes around a fork, None while it is not loaded as far as its hooks."""
+    logging: Any = sys.modules.get("logging")
+    return logging._lock if hasattr(logging, "LogRecord") else None  # the first name behind its hooks
 
 
 if hasattr(os, "register_at_fork"):
