@@ -347,6 +347,21 @@ def test_the_thread_gathers_for_as_long_as_it_is_told_to(server: FakeServer) -> 
     assert len(server.requests) == 1
 
 
+def test_the_thread_gathers_what_comes_during_a_delivery_too(server: FakeServer) -> None:
+    server.set_mode("ok", delay=0.2)
+    tray = tray_of(server, "gather", flush="thread", flush_interval=2.0)
+    track(tray, 1)
+    assert wait_until(lambda: len(server.requests) == 1)
+    tracked = 1
+    while len(server.requests) < 2:  # chasing them, the second would begin with the answer to the first
+        track(tray, 1)
+        tracked += 1
+        time.sleep(0.02)
+    assert tracked > 20
+    assert wait_until(lambda: len(server.received) == tracked)
+    assert len(server.requests) <= 3
+
+
 def test_closing_a_tray_waits_for_the_answer_on_its_way(server: FakeServer) -> None:
     server.set_mode("ok", delay=1.0)
     tray = tray_of(server, "closing", flush="thread", flush_interval=0.01)

@@ -57,8 +57,8 @@ class Drain:
     With *heed_wait* False a stored wait is passed over, and the one until *slept_out* (Unix seconds) is over: whoever
     has slept it out by the monotonic clock goes on, though the clock stands still or was set back. *deadline* (on the
     monotonic clock) cuts requests short, *limit* bounds the messages of the run.
-    *delivered*, *dead* count messages; *stopped_by* is the error that ended the run, if one did; *waits_until* is the
-    moment of the stored wait.
+    *delivered*, *dead* count messages, *reached_id* is how far in the log they go; *stopped_by* is the error that
+    ended the run, if one did; *waits_until* is the moment of the stored wait.
     *go_on* is called before each request and about five times a second while an answer is awaited; where it
     returns False no request begins. Once *is_leaving* says True an answer that still comes is not written
     down. Raises SettingsError if url, destination or key are missing or wrong, and OutboxError.
@@ -107,6 +107,7 @@ class Drain:
         self._log_suspect = 0
         self.delivered = 0
         self.dead = 0
+        self.reached_id = 0
         self.stopped_by: Postponed | Held | None = None
         self.waits_until: float | None = None
 
@@ -161,6 +162,8 @@ class Drain:
         if not self._is_leaving():
             self._settle(batch, list(self._suspects.values()), status, seconds)
             self._forget_suspects()
+            if batch.in_order:
+                self.reached_id = batch.last_id
             self._resize(seconds, is_full=len(batch.messages) == self._size)
         return None
 

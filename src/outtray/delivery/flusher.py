@@ -149,7 +149,10 @@ class Flusher:
             self._sync_if_needed()
 
     def _deliver(self, stopped: threading.Event, leaving: threading.Event) -> float | None:
-        """Drain what is due and return the seconds to wait, None until the next message."""
+        """Drain what is due by now and return the seconds to wait, None until the next message.
+
+        What is accepted meanwhile is gathered again: chasing it would post a few messages at a time.
+        """
         with forking.importing:
             from outtray.delivery.drain import Drain
             from outtray.delivery.lock import DrainLock
@@ -170,9 +173,12 @@ class Flusher:
                 return None
             slept_out = self._waits_until if time.monotonic() >= self._due else None
             drain = Drain(self._outbox, self.settings, slept_out=slept_out, go_on=go_on, is_leaving=leaving.is_set)
+            newest_id = self._outbox.header().last_id
             wait: float | None = 0.0
             while wait == 0.0 and go_on():
                 wait = drain.step()
+                if drain.reached_id >= newest_id:
+                    wait = None
         finally:
             lock.release()
         if drain.delivered and self.settings.retention == 0:
