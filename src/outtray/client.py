@@ -9,7 +9,17 @@ import time
 from outtray import consent, forking, identity, journal
 from outtray import settings as settings_module
 from outtray.delivery import flusher
-from outtray.encoding import as_text, clock_text, encode, encoded_dict, new_message_id, quoted, timestamp_text, valid
+from outtray.encoding import (
+    as_text,
+    clock_text,
+    encode,
+    encoded_dict,
+    new_message_id,
+    quoted,
+    stamped,
+    timestamp_text,
+    valid,
+)
 from outtray.errors import MessageTooLarge, OutboxDenied, OuttrayError
 from outtray.outbox import shared
 from outtray.outbox.store import DELIVERY_SETTINGS
@@ -63,14 +73,15 @@ class Client:
 
         Before the first message no outbox says that a choice is an old one.
         """
-        return self._decide(self.settings)
-
-    def _decide(self, settings: Settings) -> Consent:
+        settings = self.settings
         if self._journaled is not settings:
-            self._journaled = settings
-            for problem in settings.problems:
-                journal.setting_passed_over(problem)
+            self._journal_problems(settings)
         return consent.decide(settings, afresh=self._line is None)
+
+    def _journal_problems(self, settings: Settings) -> None:
+        self._journaled = settings
+        for problem in settings.problems:
+            journal.setting_passed_over(problem)
 
     def identify(
         self,
@@ -106,8 +117,9 @@ class Client:
         despite_denial: bool = False,
     ) -> tuple[bool, str]:
         """Record an event. *despite_denial* lets it pass a denied consent; see the setting `consent_events`."""
-        text = encoded_dict(properties)
-        return self.track_encoded(user_id, event, text, message_id, timestamp, despite_denial)
+        name = event if type(event) is str else as_text(event)
+        members = f'"event":{quoted(name)},"properties":{encoded_dict(properties)}'
+        return self._store("track", user_id, members, name, message_id, timestamp, despite_denial)
 
     def track_encoded(
         self,
@@ -156,9 +168,12 @@ class Client:
         despite_denial: bool = False,
     ) -> tuple[bool, str]:
         """Store a message of this *kind* with these encoded *members*; each step less is less that a call costs."""
-        now, settings = time.time(), self.settings
-        id = new_message_id() if message_id is None else _id_or_new(message_id)
-        moment = clock_text(now) if timestamp is None else _moment_text(timestamp, now)
+        now, settings = time.time(), self._given or settings_module.current()
+        id, moment = stamped(now)
+        if message_id is not None:
+            id = _id_or_new(message_id)
+        if timestamp is not None:
+            moment = _moment_text(timestamp, now)
         user = quoted(user_id) if type(user_id) is str else encode(user_id)
         debug = "true" if settings.debug else "false"
         common = f'"type":"{kind}","debug":{debug},"message_id":{quoted(id)},"timestamp":"{moment}"'
@@ -172,15 +187,17 @@ class Client:
             text, event = valid(text), valid(event)
         if not self.send:
             return True, text
-        agreed = self._decide(settings)
-        is_denied = agreed.state == consent.DENIED
-        if consent.disabled.get() or (is_denied and not despite_denial):
-            return False, text
         line = self._line
+        if self._journaled is not settings:
+            self._journal_problems(settings)
+        agreed = consent.decide(settings, afresh=line is None)
+        state = agreed.state
+        if consent.disabled.get() or (state == consent.DENIED and not despite_denial):
+            return False, text
         if line is None or line.settings is not settings:
             line = self._line = _Line(settings)
-        is_local, follows_choice = agreed.state == consent.LOCAL, agreed.follows_choice and not despite_denial
-        return line.store(message_id, event, text, now, is_local=is_local, follows_choice=follows_choice)
+        follows_choice = agreed.follows_choice and not despite_denial
+        return line.store(message_id, event, text, now, is_local=state == consent.LOCAL, follows_choice=follows_choice)
 
 
 class _Line:

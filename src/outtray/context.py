@@ -91,11 +91,13 @@ class AnalyticsContext:
             return False
         if passes:
             self._identify_client()
-        settings = self._client.settings
+        client, user_id = self._client, self.user_id
+        settings = client.settings
         version = settings.version or environment.package_version(settings.app)
-        own = (environment.timezone(), version, self.client_id, as_text(self.user_id))
-        text = _enriched(own, as_properties(properties))
-        return self._client.track_encoded(self._user, event, text, message_id, timestamp, passes)[0]
+        user = user_id if type(user_id) is str else as_text(user_id)
+        own = (environment.timezone(), version, self.client_id, user)
+        text = _enriched(own, properties if type(properties) is dict else as_properties(properties))
+        return client.track_encoded(self._user, event, text, message_id, timestamp, passes)[0]
 
     @property
     def _user(self) -> Any:

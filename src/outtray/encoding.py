@@ -14,7 +14,7 @@ from outtray.enums import AnalyticsEvent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 MAX_REPR = 200
@@ -53,7 +53,8 @@ def encode(value: object) -> str:
     """
     try:
         text = "".join(_chunks(value, 0))
-        text.encode()
+        if not text.isascii():
+            text.encode()
         is_nested = "[" in text or text.find("{", 1) > 0
         if is_nested and text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(text):
             raise RecursionError
@@ -65,7 +66,7 @@ def encode(value: object) -> str:
 
 def encoded_dict(value: object) -> str:
     """Return a caller's properties as a JSON object; see `as_properties`."""
-    return encode(dict(value) if type(value) is dict else as_properties(value))
+    return encode(value if type(value) is dict else as_properties(value))
 
 
 quoted = json.encoder.encode_basestring
@@ -101,11 +102,55 @@ def as_text(value: object) -> str:
         return _repr(value)
 
 
+NOISE_AT_ONCE = 100
+"""Message ids that one call of the system gives random bits for."""
+
+_noise: Iterator[str] = iter(())
+_noise_pid = 0
+
+
+def stamped(moment: float) -> tuple[str, str]:
+    """Return a new message id and the timestamp of *moment*, both of which say that time in milliseconds.
+
+    The id is a UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits from the system.
+    """
+    global _latest
+    milliseconds = int(moment * 1000)
+    kept, prefix, text = _latest
+    if milliseconds != kept:
+        prefix, text = _id_prefix(milliseconds), clock_text(milliseconds / 1000)
+        _latest = (milliseconds, prefix, text)
+    # `next` gives each once, whatever threads and signal handlers do; what a fork copies is not used there.
+    noise = next(_noise, None)
+    if noise is None or os.getpid() != _noise_pid:
+        noise = _more_noise()
+    return prefix + noise, text
+
+
+_latest = (-1, "", "")
+
+
+def _id_prefix(milliseconds: int) -> str:
+    digits = f"{min(max(milliseconds, 0), 2**48 - 1):012x}"  # whatever the clock says
+    return f"{digits[:8]}-{digits[8:]}"
+
+
 def new_message_id() -> str:
-    """Return a new UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits from the system."""
-    moment = f"{min(max(time.time_ns() // 1_000_000, 0), 2**48 - 1):012x}"  # whatever the clock says
-    noise = os.urandom(9).hex()  # no state of our own: nothing that a fork could copy
-    return f"{moment[:8]}-{moment[8:]}-7{noise[:3]}-8{noise[3:6]}-{noise[6:]}"
+    """Return a message id of this moment; see `stamped`."""
+    return stamped(time.time())[0]
+
+
+def _more_noise() -> str:
+    """Return the part of a message id that follows the time, and keep more of them for later."""
+    global _noise, _noise_pid
+    digits = os.urandom(9 * NOISE_AT_ONCE).hex()
+    parts = [digits[place : place + 18] for place in range(0, len(digits), 18)]
+    fresh = iter([f"-7{part[:3]}-8{part[3:6]}-{part[6:]}" for part in parts])
+    first = next(fresh)
+    _noise_pid = 0  # between these lines no thread or handler may take the old ones for this process's
+    _noise = fresh
+    _noise_pid = os.getpid()
+    return first
 
 
 _second_text = (-1, "")

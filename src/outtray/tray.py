@@ -61,7 +61,8 @@ class Tray:
     ) -> bool:
         """Record an event; True once it is committed. `event_success` is True where *metadata* does not say."""
         with AnalyticsContext(client=self._client, user_id=user_id) as analytics:
-            properties = {"event_success": True, **as_properties(metadata)}
+            given = metadata if type(metadata) is dict else as_properties(metadata)
+            properties = {"event_success": True, **given}
             return analytics.track(event, properties, message_id=message_id, timestamp=timestamp)
         return False
 

@@ -71,9 +71,9 @@ BUGS = (
         "the header of the live file is sniffed",
         "outbox/store.py",
         "        frame = sys._getframe()\n        try:\n            self._enter(frame)\n            try:\n"
-        "                id = self._append(",
+        "                id = self._append_as",
         "        frame = sys._getframe()\n        if self._path:\n            open(self._path, 'rb').close()\n"
-        "        try:\n            self._enter(frame)\n            try:\n                id = self._append(",
+        "        try:\n            self._enter(frame)\n            try:\n                id = self._append_as",
         "soak",
     ),
     Bug(
@@ -103,8 +103,8 @@ BUGS = (
     Bug(
         "the header is written before the commit",
         "outbox/store.py",
-        "        id = header.last_id + 1\n        try:",
-        "        id = header.last_id = header.last_id + 1\n        self._gate.write(header)\n        try:",
+        "        id = header.last_id + 1\n        crc =",
+        "        id = header.last_id + 1\n        file.write(with_last_id(kept, id))\n        crc =",
         "kill_points",
         ("--only", "append"),
     ),

@@ -118,6 +118,12 @@ class Header:
         return header
 
 
+def with_last_id(data: bytes, id: int) -> bytes:
+    """Return the bytes of a header with another last_id: all that a message changes in it."""
+    fields = data[:24] + id.to_bytes(8, "little") + data[32 : Header.LAYOUT.size]
+    return fields + zlib.crc32(fields).to_bytes(4, "little")
+
+
 class Gate:
     """The gate of one outbox in this process; `enter` and `leave` bracket every write."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sqlite3
 import sys
 import time
+import zlib
 
 from outtray import consent, identity, journal
 from outtray.errors import DiskFull, OutboxBusy, OutboxDenied, OutboxFull, SyncFailed
 from outtray.outbox import reserve, sql, waiting
 from outtray.outbox.connection import DamageFound, is_damage, translated
 from outtray.outbox.database import Database
-from outtray.outbox.gate import CHOICE_BITS, NO_ROOM
+from outtray.outbox.gate import CHOICE_BITS, NO_ROOM, Header, with_last_id
 from outtray.outbox.records import Batch, Cursor, Mark, checksum
 from outtray.outbox.transaction import Transaction
 
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from outtray.outbox.connection import Connection
-    from outtray.outbox.gate import Header
     from outtray.outbox.sync import Waiter
 
     Result = TypeVar("Result")
 
 BYTES_BETWEEN_CHECKS = 256 * 1024
 """Bytes that one process appends, at most, between two looks at the size of the file."""
+
+USUAL_FLAGS = (0, consent.CHOICES.index(consent.GRANTED))
+"""The flags of the header with which a message is stored as it comes."""
 
 DELIVERY_SETTINGS = "delivery"
 """Key in `meta` of what drainers need to know of the host's settings, as JSON."""
@@ -79,7 +82,9 @@ class Outbox(Database):
         try:
             self._enter(frame)
             try:
-                id = self._append(content, local=local, follows_choice=follows_choice, epoch=epoch)
+                id = self._append_as_usual(content, local=local, epoch=epoch)
+                if id is None:
+                    id = self._append(content, local=local, follows_choice=follows_choice, epoch=epoch)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if not is_damage(error):
                     raise
@@ -95,6 +100,48 @@ class Outbox(Database):
         self.unsynced = True
         if waiter is not None:
             self._wait_for_disk(waiter)
+        return id
+
+    def _append_as_usual(
+        self, content: tuple[str, str, float, bytes, str], *, local: bool, epoch: int | None
+    ) -> int | None:
+        """Do what `_append` does where nothing is out of the ordinary; where anything is, do nothing and return None.
+
+        Nearly every message goes this way: the same steps in one function, without the calls that would take half as
+        long as the INSERT.
+        """
+        (kept, header), connection, file = self._kept, self._connection, self._gate.file
+        message_id, event, accepted_at, data, body = content
+        if (
+            header is None
+            or connection is None
+            or file.read(Header.SIZE) != kept
+            or header.flags not in USUAL_FLAGS
+            or (epoch is not None and epoch != header.epoch)
+            or len(data) > self._unchecked
+            or local
+            or self._is_fresh
+            or self._is_wal_doubtful
+            or self._ledger.given
+            or connection.in_transaction
+            or self._compared is None
+            or self._directory_now() != self._compared
+        ):
+            return None
+        id = header.last_id + 1
+        crc = zlib.crc32(data, id & 0xFFFFFFFF)
+        try:
+            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, crc, body))
+        except sqlite3.IntegrityError:
+            return None
+        header.last_id = id
+        self._unchecked -= len(data)
+        kept = with_last_id(kept, id)
+        try:
+            file.write(kept)
+            self._kept = (kept, header)
+        except OSError as error:  # as in `_append`
+            journal.failed("writing the header of the gate", error)
         return id
 
     def _append(
