@@ -45,10 +45,11 @@ def _before_fork() -> None:
         importing.acquire()
         if is_taken:
             lock.acquire()
-    if lock is None and (lock := _logging_lock()) is not None:
+    late = _logging_lock() if lock is None else None
+    if late is not None:
         # It was imported while we waited: its own hook for before the fork comes too late to run, and the one
         # for afterwards would complain on stderr that the lock is not held.
-        lock.acquire()
+        late.acquire()
     frame = sys._getframe(1)
     for hook in before:
         hook(frame)
