@@ -309,6 +309,56 @@ say(taken == stored["pending"], len(answers) > 0, taken, stored["pending"], stor
     assert done.stdout.startswith("True True"), done.stdout + done.stderr
 
 
+def test_a_log_that_was_made_longer_ahead_is_read_to_its_end_after_a_kill(
+    environment: dict[str, str], tmp_path: Path, server: FakeServer
+) -> None:
+    code = """
+configure(durability="power")
+say(all([outtray.track("event", {"number": number}) for number in range(300)]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", BEGIN + code]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"True\n"), done.stderr
+    tray = tray_of(server.url)
+    wal = Path(tray.settings.directory, "outbox-1-0.db-wal")
+    assert wal.read_bytes().endswith(bytes(4120)), "there is room behind the last frame"
+    assert tray.flush(30).delivered == 300
+    assert [message["properties"]["number"] for message in server.received] == list(range(300))
+    assert tray.status()["ledger"] == {}
+
+
+def test_a_handler_that_tracks_while_its_thread_waits_for_anothers_sync_is_stored_too(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    code = """
+from outtray.delivery import flusher
+from outtray.outbox import sync
+flusher.SYNC_WITHIN = 3600  # else the flusher's thread would come to help
+configure(durability="power")
+outtray.track("first")
+fsync, is_syncing = sync._fsync, threading.Event()
+def slow(descriptor):
+    is_syncing.set()
+    time.sleep(1.0)
+    fsync(descriptor)
+sync._fsync = slow
+thread = threading.Thread(target=outtray.track, args=["thread"])
+signal.signal(signal.SIGALRM, lambda *_: say("handler", outtray.track("handler")))
+thread.start()
+is_syncing.wait()
+signal.setitimer(signal.ITIMER_REAL, 0.5)
+say("program", outtray.track("program"))
+thread.join()
+say(outtray.status()["pending"])
+"""
+    command = [sys.executable, "-c", BEGIN + code]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "handler True\nprogram True\n4\n", done.stdout + done.stderr
+
+
 def test_parent_and_child_of_a_fork_go_on_with_power(
     environment: dict[str, str], tmp_path: Path, server: FakeServer
 ) -> None:

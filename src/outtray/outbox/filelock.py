@@ -33,14 +33,15 @@ if sys.platform == "win32":
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.read(descriptor, size)
 
-    def _write(descriptor: int, data: bytes, offset: int) -> int:
+    def write(descriptor: int, data: bytes, offset: int) -> int:
+        """Write *data* at *offset* and return how many bytes of it."""
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.write(descriptor, data)
 else:
     import fcntl
 
     _TAKE, _GIVE_BACK = fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN
-    _lock, _read, _write = fcntl.flock, os.pread, os.pwrite
+    _lock, _read, write = fcntl.flock, os.pread, os.pwrite
 
 
 _all: WeakSet[FileLock] = WeakSet()
@@ -100,7 +101,7 @@ class FileLock:
 
     def write(self, data: bytes) -> None:
         """Put *data* at the start of the content."""
-        _write(self._descriptor, data, 0)
+        write(self._descriptor, data, 0)
 
     def sync(self) -> None:
         """Have the content on the disk before returning."""

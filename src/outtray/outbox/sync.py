@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from queue import Empty, SimpleQueue
 
+from outtray import journal
+from outtray.outbox.filelock import write
 from outtray.outbox.files import open_descriptor
 
 if sys.platform == "darwin":
@@ -23,14 +26,32 @@ else:
     _fsync = os.fsync
 
 
-class Waiter:
-    """One append that waits for the disk; *is_settled* once it is known how that went, with *error* if it failed."""
+LOOK_AGAIN = 0.05
+"""Seconds after which a waiting thread looks for itself whether somebody syncs, at most: its call may be lost."""
 
-    __slots__ = ("error", "is_settled")
+LOG_AHEAD = 256 * 1024
+"""Bytes by which the log is made longer at once: what is written where the file was already is synced twice as fast."""
+
+
+class Waiter:
+    """One append that waits for the disk; *is_settled* once it is known how that went, with *error* if it failed.
+
+    *calls* wakes its thread, to go on or to sync for all; a queue, as a signal handler may put into it at any moment.
+    """
+
+    __slots__ = ("calls", "error", "is_settled")
 
     def __init__(self) -> None:
         self.is_settled = False
         self.error: OSError | None = None
+        self.calls: SimpleQueue[None] = SimpleQueue()
+
+    def sleep(self) -> None:
+        """Return when called, or after `LOOK_AGAIN`."""
+        try:
+            self.calls.get(timeout=LOOK_AGAIN)
+        except Empty:
+            return
 
 
 class Sync:
@@ -42,6 +63,8 @@ class Sync:
         self._descriptor = -1
         self._path = ""
         self._is_entry_synced = False
+        self._size = 0
+        self._is_growing = False
 
     def open(self, path: str) -> None:
         """Begin with the log at *path*, which a connection has open. Raises OSError."""
@@ -49,7 +72,8 @@ class Sync:
             self.close()
             self._descriptor = open_descriptor(path, os.O_RDWR)
             self._path = path
-            self._is_entry_synced = False
+            self._is_entry_synced = self._is_growing = False
+            self._size = 0
 
     def close(self) -> None:
         """Settle those who wait, and let go of the log."""
@@ -76,6 +100,8 @@ class Sync:
 
     def join(self) -> Waiter:
         """Return a waiter for what was committed just now; only inside the gate."""
+        if self._is_growing:
+            self._lengthen()
         waiter = Waiter()
         self._waiting.append(waiter)
         return waiter
@@ -83,19 +109,30 @@ class Sync:
     def wait(self, waiter: Waiter) -> None:
         """Return when what *waiter* stands for is on the disk. Raises OSError if that is not known.
 
-        The first of the waiting threads syncs for all that have committed by then; a failure is theirs for good.
+        One of the waiting threads syncs for all that have committed by then; a failure is theirs for good. Then it
+        calls the next one of those that came meanwhile.
         """
-        with self._turn:
-            if not waiter.is_settled:
-                self._settle_all(waiter)
+        while not waiter.is_settled:
+            if not self._turn.acquire(blocking=False):
+                waiter.sleep()
+                continue
+            try:
+                if not waiter.is_settled:
+                    self._settle_all(waiter)
+            finally:
+                self._turn.release()
+                self._call_next()
         if waiter.error is not None:
             raise waiter.error
 
     def all(self) -> None:
         """Have everything on the disk that was committed before. Raises OSError."""
         waiter = Waiter()
-        with self._turn:
-            self._settle_all(waiter)
+        try:
+            with self._turn:
+                self._settle_all(waiter)
+        finally:
+            self._call_next()
         if waiter.error is not None:
             raise waiter.error
 
@@ -108,6 +145,21 @@ class Sync:
             error = failure
         for waiter in (*waiting, *also):
             waiter.error, waiter.is_settled = error, True
+            waiter.calls.put(None)
+
+    def _call_next(self) -> None:
+        """Have one of those that wait by now sync for all of them."""
+        for waiter in self._waiting[:1]:
+            waiter.calls.put(None)
+
+    def _lengthen(self) -> None:
+        """Write zeros behind the log, which SQLite takes for its end; only inside the gate."""
+        self._is_growing = False
+        end = os.fstat(self._descriptor).st_size
+        try:
+            self._size = end + write(self._descriptor, bytes(LOG_AHEAD), end)
+        except OSError as error:  # no room, perhaps: then the log grows as it needs to
+            journal.failed("making the log longer", error)
 
     def _sync(self) -> None:
         descriptor = self._descriptor
@@ -118,7 +170,10 @@ class Sync:
         if not self._is_entry_synced:
             sync_directory(os.path.dirname(self._path))
             self._is_entry_synced = True
-        if os.fstat(descriptor).st_nlink == 0:
+        found = os.fstat(descriptor)
+        self._is_growing = found.st_size > self._size > 0
+        self._size = found.st_size
+        if found.st_nlink == 0:
             raise FileNotFoundError(f"{self._path} was deleted while it was in use")
 
     def _sync_closed(self) -> None:
