@@ -34,9 +34,18 @@ def facts() -> dict[str, Any]:
     return _facts
 
 
+_zone = (-1.0, "")
+
+
 def timezone() -> str:
-    """Return the abbreviation of the local time zone now: "CET", "CEST"."""
-    return time.tzname[time.localtime().tm_isdst > 0]
+    """Return the abbreviation of the local time zone, as it was within the last minute: "CET", "CEST"."""
+    global _zone
+    minute = time.time() // 60
+    kept, name = _zone
+    if kept != minute:
+        name = time.tzname[time.localtime().tm_isdst > 0]
+        _zone = (minute, name)
+    return name
 
 
 def system_facts() -> dict[str, str]:
