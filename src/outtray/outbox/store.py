@@ -56,8 +56,6 @@ class Outbox(Database):
 
     def append(
         self,
-        message_id: str,
-        event: str,
         body: str,
         *,
         accepted_at: float,
@@ -74,7 +72,7 @@ class Outbox(Database):
         Raises OutboxBusy, OutboxFull, DiskFull, OutboxUnusable: then nothing was stored; with `sync_each` also
         SyncFailed: then it may be.
         """
-        content = (message_id, event, accepted_at, body.encode(), body)
+        content = (accepted_at, body.encode(), body)
         frame = sys._getframe()
         try:
             self._enter(frame)
@@ -99,7 +97,7 @@ class Outbox(Database):
 
     def _append(
         self,
-        content: tuple[str, str, float, bytes, str],
+        content: tuple[float, bytes, str],
         *,
         local: bool,
         follows_choice: bool,
@@ -111,9 +109,9 @@ class Outbox(Database):
         if header.flags & NO_ROOM:
             self._require_room(header)
         if epoch is not None and epoch != header.epoch:
-            body = self._with_valid_id(content[4], header)
-            content = (*content[:3], body.encode(), body)
-        self._unchecked -= len(content[3])
+            body = self._with_valid_id(content[2], header)
+            content = (content[0], body.encode(), body)
+        self._unchecked -= len(content[1])
         if self._is_fresh or self._unchecked < 0 or local or self._ledger.given:
             self._append_with_care(connection, header, content, local=local)
         else:
@@ -149,20 +147,20 @@ class Outbox(Database):
         self,
         connection: sqlite3.Connection,
         header: Header,
-        content: tuple[str, str, float, bytes, str],
+        content: tuple[float, bytes, str],
         *,
         local: bool,
     ) -> None:
-        message_id, event, accepted_at, data, body = content
+        accepted_at, data, body = content
         id = header.last_id + 1
         try:
-            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, checksum(id, data, local=local), body))
+            connection.execute(sql.APPEND, (id, accepted_at, checksum(id, data, local=local), body))
         except sqlite3.IntegrityError:
             if not self._gate.file.is_at_path():
                 raise OutboxBusy(f"{self._gate.file.path} was replaced; the next call uses the new one") from None
             # The header lags: somebody died between the commit and the header.
             id = max(connection.execute(sql.HIGHEST_ID).fetchone()[0], id) + 1
-            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, checksum(id, data, local=local), body))
+            connection.execute(sql.APPEND, (id, accepted_at, checksum(id, data, local=local), body))
         header.last_id = id
 
     def _require_room(self, header: Header) -> None:
@@ -182,7 +180,7 @@ class Outbox(Database):
         self,
         connection: Connection,
         header: Header,
-        content: tuple[str, str, float, bytes, str],
+        content: tuple[float, bytes, str],
         *,
         local: bool,
     ) -> None:
