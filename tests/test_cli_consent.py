@@ -378,9 +378,7 @@ def test_a_withdrawal_that_was_killed_is_finished_by_the_next_flush(
     count = 15_000
     with outbox.writing() as transaction:
         for id in range(1, count + 1):
-            transaction.execute(
-                "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)", (id, str(id), "e", 1.0, 0, f"secret-{id}-" * 20)
-            )
+            transaction.execute("INSERT INTO messages VALUES (?, ?, ?, ?)", (id, 1.0, 0, f"secret-{id}-" * 20))
         transaction.execute("INSERT INTO cursors (destination, id) VALUES ('zenml', 0)")
         transaction.header.last_id = count
     outbox.close()

@@ -462,8 +462,6 @@ def test_who_keeps_the_gate_for_long_is_named(outbox: Path, environment: dict[st
     ("statement", "text"),
     [
         ("UPDATE messages SET body = replace(body, 'waits', 'waitz') WHERE id = 6", "the first is 6"),
-        ("UPDATE messages SET event = 'other' WHERE id = 7", "another message_id or event"),
-        ("UPDATE messages SET message_id = 'other' WHERE id = 5", "another message_id or event"),
         ("UPDATE cursors SET id = 6", "not what its mirror says"),
         ("INSERT INTO exceptions (destination, id, state) VALUES ('zenml', 6, 'x\x1b[31m')", "with the state"),
         ("DELETE FROM messages WHERE id = 6", "though none of them was removed: 1"),
@@ -728,17 +726,10 @@ def test_a_count_of_another_type_is_no_count(outbox: Path, capsys: Capture) -> N
     assert json.loads(capsys.readouterr().out)["ledger"] == {"busy": 3, "full": 0, "lost": 2}
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE messages SET body = replace(body, 'waits', 'waitz') WHERE id = 6",
-        "UPDATE messages SET event = 'other' WHERE id IN (2, 7)",
-    ],
-)
 def test_single_damaged_messages_end_by_the_commands_that_the_advice_names(
-    statement: str, outbox: Path, capsys: Capture, server: FakeServer
+    outbox: Path, capsys: Capture, server: FakeServer
 ) -> None:
-    change(outbox, statement)
+    change(outbox, "UPDATE messages SET body = replace(body, 'waits', 'waitz') WHERE id = 6")
     (finding,) = examined(capsys)["findings"]
     words = [each.split() for each in re.findall(r"`outtray ([^`]*)`", finding["do"])]
     assert [each[0] for each in words] == ["flush", "purge", "purge"]

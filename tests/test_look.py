@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -28,13 +29,17 @@ COUNT = 5_000
 """Messages: more than one look visits."""
 
 
+def body(id: int) -> str:
+    return json.dumps({"message_id": f"m-{id:04}", "event": "common" if id % 1_000 else "seldom"})
+
+
 @pytest.fixture
 def crowded(home: Path) -> Path:
-    """The directory of an outbox with so many messages; every thousandth is "rare", those below 2,000 are delivered."""
+    """The directory of an outbox with so many messages: every thousandth "seldom", those below 2,000 are delivered."""
     fill("a", 1, "e", url="http://127.0.0.1:9")
     directory = home / ".local/state/outtray/a"
     connection = sqlite3.connect(directory / "outbox-1-0.db")
-    rows = ((id, f"m{id}", "e" if id % 1_000 else "rare", 0.0, 0, "{}") for id in range(2, COUNT + 1))
+    rows = ((id, 0.0, 0, body(id)) for id in range(2, COUNT + 1))
     connection.executemany(sql.APPEND, rows)
     connection.execute("UPDATE cursors SET id = 1999, mirror = -1999, delivered = 1999")
     connection.executemany(sql.MARK, [("zenml", id, "dead", 0, 1, 400, "no", None) for id in (3, 1_500)])
@@ -73,18 +78,18 @@ def test_what_is_listed_page_by_page_is_all_of_it(crowded: Path, capsys: Capture
     assert listed("--state", "dead") == dead
     assert listed("--state", "pending") == pending
     assert listed("--state", "delivered") == sorted({*range(1, COUNT + 1)} - {*dead, *pending}, reverse=True)
-    assert listed("--event", "rare") == [5_000, 4_000, 3_000, 2_000, 1_000]
+    assert listed("--event", "seldom") == [5_000, 4_000, 3_000, 2_000, 1_000]
     assert listed("--state", "deferred") == []
-    assert main(["show", "m2", "--json"]) == 0
+    assert main(["show", "m-0002", "--json"]) == 0
     assert [each["id"] for each in json.loads(capsys.readouterr().out)] == [2]
 
 
 def test_a_look_jumps_over_ids_that_are_not_there(crowded: Path, capsys: Capture) -> None:
     connection = sqlite3.connect(crowded / "outbox-1-0.db")
-    connection.execute(sql.APPEND, (2**41, "later generation", "e", 0.0, 0, "{}"))
+    connection.execute(sql.APPEND, (2**41, 0.0, 0, "{}"))
     connection.commit()
     connection.close()
-    assert main(["list", "--json", "--event", "rare"]) == 0
+    assert main(["list", "--json", "--event", "seldom"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 5
 
 
@@ -92,14 +97,24 @@ def test_a_look_ends_where_it_has_read_enough_bytes(home: Path) -> None:
     fill("a", 1, url="http://127.0.0.1:9")
     directory = home / ".local/state/outtray/a"
     connection = sqlite3.connect(directory / "outbox-1-0.db")
-    body = json.dumps("x" * (look.BYTES_AT_ONCE // 4))
-    connection.executemany(sql.APPEND, ((id, f"m{id}", "e", 0.0, 0, body) for id in range(2, 30)))
+    text = json.dumps("x" * (look.BYTES_AT_ONCE // 4))
+    connection.executemany(sql.APPEND, ((id, 0.0, 0, text) for id in range(2, 30)))
     connection.commit()
     connection.close()
     with look.look(os.fspath(directory)) as view:
         assert 1 < len(view.some().messages) < 10
         assert 1 < len(view.pending_sizes("zenml")) < 10
         assert [each.id for each in view.page(limit=29)] == list(range(29, 0, -1))
+
+
+@pytest.mark.parametrize("asked", [{"event": "nosuch"}, {"message_id": "nosuch"}])
+def test_a_look_for_some_ends_too_where_it_has_read_enough_bytes_of_others(asked: dict[str, str], home: Path) -> None:
+    fill("a", 30, "e" * (look.BYTES_AT_ONCE // 8), max_message_bytes=look.BYTES_AT_ONCE)
+    with look.look(os.fspath(home / ".local/state/outtray/a")) as view:
+        page = view.some(**asked)  # type: ignore[arg-type]
+    assert page.messages == []
+    assert page.next_before_id is not None
+    assert page.next_before_id > 20
 
 
 def test_a_dry_run_of_many_messages_says_that_its_bytes_are_an_estimate(crowded: Path, capsys: Capture) -> None:
@@ -109,11 +124,11 @@ def test_a_dry_run_of_many_messages_says_that_its_bytes_are_an_estimate(crowded:
         return dict(found)
 
     found = plan()
-    assert (found["count"], found["bytes"], found["bytes_estimated"]) == (3_001, 6_002, True)
+    assert (found["count"], found["bytes"], found["bytes_estimated"]) == (3_001, 3_001 * len(body(2)), True)
     found = plan("--limit", "1000")
-    assert (found["count"], found["bytes"], found["bytes_estimated"]) == (1_000, 2_000, False)
+    assert (found["count"], found["bytes"], found["bytes_estimated"]) == (1_000, 1_000 * len(body(2)), False)
     assert main(["flush", "--dry-run"]) == 0
-    assert "a: 3001 messages, about 5.9 KiB, to zenml" in capsys.readouterr().out
+    assert "a: 3001 messages, about 126.0 KiB, to zenml" in capsys.readouterr().out
 
 
 # A young outbox
@@ -151,10 +166,7 @@ def test_a_flipped_bit_in_the_wal_of_a_young_outbox_costs_its_end_only(home: Pat
 def test_values_that_became_those_of_another_type_are_shown(home: Path, capsys: Capture) -> None:
     fill("a", 3, "e")
     connection = sqlite3.connect(home / ".local/state/outtray/a/outbox-1-0.db")
-    connection.execute(
-        "UPDATE messages SET event = CAST('e' AS BLOB), message_id = 7, accepted_at = x'00', body = CAST(body AS BLOB) "
-        "WHERE id = 2"
-    )
+    connection.execute("UPDATE messages SET accepted_at = x'00', body = json_set(body, '$.message_id', 7) WHERE id = 2")
     connection.execute(sql.MARK, ("zenml", 2, "dead", "never", "x", b"x", b"no\xff", b"sorry"))
     connection.commit()
     connection.close()
@@ -172,6 +184,66 @@ def test_values_that_became_those_of_another_type_are_shown(home: Path, capsys: 
     }  # fmt: skip
     for command in (["list"], ["show", "2"], ["status"], ["doctor"]):
         assert main(command) in (0, 1)
+
+
+def test_a_damaged_body_says_no_event_and_stops_nothing(home: Path, capsys: Capture) -> None:
+    bodies = [
+        "",
+        "{'no': json}",
+        '{"event": "cut off',
+        '["event"]',
+        "7",
+        '{"n": NaN, "event": "e"}',
+        "[" * 100_000,
+        b'\xff\xfe{"event"',
+        2.5,
+    ]
+    fill("a", len(bodies) + 1, "e")
+    connection = sqlite3.connect(home / ".local/state/outtray/a/outbox-1-0.db")
+    connection.executemany(
+        "UPDATE messages SET body = ? WHERE id = ?", [(each, id) for id, each in enumerate(bodies, 1)]
+    )
+    connection.commit()
+    connection.close()
+    assert main(["list", "--json"]) == 0
+    sound, *damaged = json.loads(capsys.readouterr().out)
+    assert (sound["id"], sound["event"]) == (len(bodies) + 1, "e")
+    assert {(each["message_id"], each["event"]) for each in damaged} == {("", "")}
+    assert len(damaged) == len(bodies)
+    assert main(["list", "--event", "e", "--json"]) == 0
+    assert [each["id"] for each in json.loads(capsys.readouterr().out)] == [len(bodies) + 1]
+    assert main(["show", sound["message_id"], "--json"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({"event": 5, "type": "track"}, "5"),
+        ({"event": {"name": "é"}, "type": "track"}, '{"name":"é"}'),
+        ({"event": None, "type": "track"}, "track"),
+        ({"event": "", "type": "track"}, ""),
+        ({"type": "page"}, "page"),
+        ({"event": 'say "é\n"', "deep": functools.reduce(lambda inner, _: [inner], range(60), 1e308)}, 'say "é\n"'),
+    ],
+)
+def test_an_event_of_a_foreign_client_is_listed_as_text(
+    said: dict[str, Any], shown: str, home: Path, capsys: Capture
+) -> None:
+    tray = fill("a", 1, "other")
+    assert tray.client.store_foreign({**said, "message_id": "theirs"})[0]
+    tray.close()
+    assert main(["list", "--event", shown, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["event"], found["message_id"]) == (shown, "theirs")
+
+
+def test_a_reader_with_sqlite_sees_message_id_and_event_in_the_view(home: Path) -> None:
+    fill("a", 1, "Ünïcode “event”").identify({})
+    reader = sqlite3.connect(home / ".local/state/outtray/a/outbox-1-0.db")
+    rows = reader.execute("SELECT message_id, event, body FROM message_states ORDER BY id").fetchall()
+    reader.close()
+    assert [event for _, event, _ in rows] == ["Ünïcode “event”", "identify"]
+    assert [id for id, _, _ in rows] == [json.loads(body)["message_id"] for *_, body in rows]
 
 
 def test_an_outbox_without_its_tables_is_damaged_or_unfinished_and_not_foreign(home: Path, capsys: Capture) -> None:

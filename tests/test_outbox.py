@@ -16,9 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from outtray.errors import OutboxBusy, OutboxFull, OutboxUnusable
+from outtray.errors import OutboxBusy, OutboxDamaged, OutboxFull, OutboxUnusable
 from outtray.outbox import gate as gate_module
-from outtray.outbox import look, shared, upkeep
+from outtray.outbox import look, shared, sql, upkeep
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.gate import Gate, Header
 from outtray.outbox.records import Batch, Mark
@@ -39,10 +39,7 @@ def outbox(directory: str) -> Outbox:
 
 
 def fill(outbox: Outbox, count: int, *, body: str = BODY, local: bool = False) -> list[int]:
-    return [
-        outbox.append(f"message-{outbox.last_id + 1}", "event", body, accepted_at=time.time(), local=local)
-        for _ in range(count)
-    ]
+    return [outbox.append(body, accepted_at=time.time(), local=local) for _ in range(count)]
 
 
 def take(outbox: Outbox, count: int = 100) -> Batch:
@@ -239,7 +236,7 @@ def test_delivered_messages_go_first_and_then_the_newest_is_refused(directory: s
 
 
 def test_retention_counts_from_the_delivery(outbox: Outbox) -> None:
-    outbox.append("old", "event", BODY, accepted_at=time.time() - 30 * 86_400)
+    outbox.append(BODY, accepted_at=time.time() - 30 * 86_400)
     outbox.settle(take(outbox), status=200, seconds=0.1)
     assert upkeep.prune(outbox, retention=7 * 86_400) == 0
     assert upkeep.prune(outbox, retention=0) == 1
@@ -298,7 +295,7 @@ def test_no_message_changes_its_state_between_the_look_of_a_purge_and_its_end(st
 
 def test_a_purge_of_the_undelivered_leaves_no_byte_of_the_text(outbox: Outbox, directory: str) -> None:
     for number in range(300):
-        outbox.append(f"m{number}", "event", f'{{"secret": "tulip-{number}-{"z" * 3000}"}}', accepted_at=1.0)
+        outbox.append(f'{{"secret": "tulip-{number}-{"z" * 3000}"}}', accepted_at=1.0)
     assert upkeep.purge(outbox, state="pending", before=float("inf")) == 300
     for path in Path(directory).iterdir():
         assert b"tulip" not in path.read_bytes(), path.name
@@ -314,8 +311,8 @@ def test_a_message_is_accepted_though_the_header_behind_it_cannot_be_written(
 
     with monkeypatch.context() as patched:
         patched.setattr(FileLock, "write", fail)
-        assert outbox.append("third", "event", "{}", accepted_at=1.0) == 3
-    assert outbox.append("fourth", "event", "{}", accepted_at=1.0) == 4
+        assert outbox.append("{}", accepted_at=1.0) == 3
+    assert outbox.append("{}", accepted_at=1.0) == 4
     assert counts(outbox)["pending"] == 4
 
 
@@ -380,7 +377,7 @@ def test_a_message_never_goes_into_a_deleted_file(what: str, outbox: Outbox, dir
             os.unlink(os.path.join(directory, f"outbox-1-0.db{suffix}"))
     else:
         os.rename(directory, directory + "-elsewhere")
-    outbox.append("after", "event", BODY, accepted_at=1.0)
+    outbox.append('{"message_id": "after"}', accepted_at=1.0)
     outbox.close()
     with look.look(directory) as view:
         assert [message.message_id for message in view.page()] == ["after"]
@@ -393,10 +390,11 @@ def test_a_message_goes_into_the_outbox_that_another_program_put_in_its_place(
     shutil.rmtree(directory)
     code = (
         "import sys; from outtray.outbox.shared import at\n"
-        "at(sys.argv[1], destination='zenml', max_bytes=1 << 26).append('theirs', 'event', '{}', accepted_at=1.0)"
+        "outbox = at(sys.argv[1], destination='zenml', max_bytes=1 << 26)\n"
+        """outbox.append('{"message_id": "theirs"}', accepted_at=1.0)"""
     )
     subprocess.run([sys.executable, "-c", code, directory], env=environment, check=True)
-    outbox.append("ours", "event", BODY, accepted_at=1.0)
+    outbox.append('{"message_id": "ours"}', accepted_at=1.0)
     outbox.close()
     with look.look(directory) as view:
         assert [message.message_id for message in view.page()] == ["ours", "theirs"]
@@ -420,6 +418,25 @@ def test_a_directory_that_cannot_be_is_a_clear_error(place: str, tmp_path: Path)
     with pytest.raises(OutboxUnusable, match="cannot be used"):
         fill(shared.at(str(path), destination="zenml", max_bytes=MIB), 1)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_sqlite_without_json_functions_is_a_clear_error_and_no_damage(
+    outbox: Outbox, directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(outbox, 1)
+    outbox.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(sql, "USE_JSON", "SELECT no_json_valid('{}')")
+        with pytest.raises(OutboxUnusable, match="built without the JSON functions"):
+            fill(outbox, 1)
+        with pytest.raises(OutboxUnusable, match="built without the JSON functions") as refused, look.look(directory):
+            pass
+        assert not isinstance(refused.value, OutboxDamaged)
+        other = shared.at(f"{directory}-new", destination="zenml", max_bytes=MIB)
+        with pytest.raises(OutboxUnusable, match="built without the JSON functions"):
+            fill(other, 1)
+    assert fill(outbox, 1) == [2], "in the same file"
+    assert fill(other, 1) == [1]
 
 
 def test_a_file_that_was_never_finished_is_finished_by_the_next_opener(outbox: Outbox, directory: str) -> None:
@@ -488,7 +505,7 @@ def test_an_append_inside_an_append_of_the_same_thread_is_refused_and_does_not_h
 def test_threads_append_side_by_side(outbox: Outbox) -> None:
     def work() -> None:
         for _ in range(200):
-            outbox.append("m", "event", BODY, accepted_at=1.0)
+            outbox.append(BODY, accepted_at=1.0)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -503,7 +520,7 @@ def test_processes_append_side_by_side(directory: str, environment: dict[str, st
     code = (
         "import sys; from outtray.outbox import shared\n"
         "o = shared.at(sys.argv[1], destination='zenml', max_bytes=1 << 26)\n"
-        "for n in range(300): o.append(f'{sys.argv[2]}-{n}', 'event', '{}', accepted_at=1.0)\n"
+        "for n in range(300): o.append(f'[{sys.argv[2]}, {n}]', accepted_at=1.0)\n"
     )
     running = [
         subprocess.Popen([sys.executable, "-c", code, directory, str(number)], env=environment) for number in range(6)
@@ -514,8 +531,8 @@ def test_processes_append_side_by_side(directory: str, environment: dict[str, st
         assert view.last_id == 1800
     assert [message.id for message in page] == list(range(1800, 0, -1))
     for number in range(6):
-        own = [message.message_id for message in reversed(page) if message.message_id.startswith(f"{number}-")]
-        assert own == [f"{number}-{n}" for n in range(300)]
+        own = [message.body for message in reversed(page) if message.body.startswith(f"[{number},")]
+        assert own == [f"[{number}, {n}]" for n in range(300)]
 
 
 def test_the_header_survives_every_single_flipped_bit() -> None:
@@ -543,7 +560,7 @@ def store_and_leave_it_open(directory: str) -> None:
     """Have a program store a message and end like one that is killed."""
     code = (
         "import os, sys\nfrom outtray.outbox import shared\n"
-        "shared.at(sys.argv[1], destination='zenml', max_bytes=1 << 26).append('m', 'event', '{}', accepted_at=1.0)\n"
+        "shared.at(sys.argv[1], destination='zenml', max_bytes=1 << 26).append('{}', accepted_at=1.0)\n"
         "os._exit(9)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}

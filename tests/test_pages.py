@@ -32,7 +32,7 @@ import os, sys
 from outtray.outbox import shared
 outbox = shared.at(sys.argv[1], destination="zenml", max_bytes=2**30)
 for number in range(int(sys.argv[2])):
-    outbox.append(f"message-{number}", "event", "x" * int(sys.argv[3]), accepted_at=1.5)
+    outbox.append(f"{number}:" + "x" * int(sys.argv[3]), accepted_at=1.5)
 os._exit(9)
 """
 
@@ -68,18 +68,18 @@ def messages(found: Iterator[Record]) -> dict[int, tuple[object, ...]]:
     return {
         each.rowid: each.values[1:]
         for each in found
-        if each.rowid is not None and len(each.values) == 6 and is_intact(each)
+        if each.rowid is not None and len(each.values) == 4 and is_intact(each)
     }
 
 
 def is_intact(record: Record) -> bool:
-    body = record.values[5]
-    return isinstance(body, bytes) and checksum(record.rowid or 0, body) == record.values[4]
+    body = record.values[3]
+    return isinstance(body, bytes) and checksum(record.rowid or 0, body) == record.values[2]
 
 
-def row(id: int, message_id: str, event: str, accepted_at: float, body: str) -> tuple[object, ...]:
+def row(id: int, accepted_at: float, body: str) -> tuple[object, ...]:
     data = body.encode()
-    return message_id.encode(), event.encode(), accepted_at, checksum(id, data), data
+    return accepted_at, checksum(id, data), data
 
 
 # Sound files of the outbox
@@ -89,9 +89,9 @@ def test_every_message_is_found_in_the_database_file_and_in_the_wal(tmp_path: Pa
     expected = {}
     with left_open(tmp_path / "app") as (outbox, database):
         for number, size in enumerate([*sizes(), *reversed(sizes())]):
-            message = (f"id-{number}", "Ünïcode event", 1.7e9 + number + 0.25, body_of(size))
-            id = outbox.append(*message[:2], message[3], accepted_at=message[2])
-            expected[id] = row(id, *message)
+            accepted_at, body = 1.7e9 + number + 0.25, body_of(size)
+            id = outbox.append(body, accepted_at=accepted_at)
+            expected[id] = row(id, accepted_at, body)
             if number == len(sizes()):
                 outbox.empty_wal()
         database_path, wal_path = copied(database, tmp_path / "copy")
@@ -108,9 +108,9 @@ def test_every_message_is_found_when_there_is_no_wal(tmp_path: Path) -> None:
     expected = {}
     with left_open(tmp_path / "app") as (outbox, database):
         for number, size in enumerate(sizes() * 3):
-            message = (f"id-{number}", "event", 1.7e9 + number, body_of(size))
-            id = outbox.append(*message[:2], message[3], accepted_at=message[2])
-            expected[id] = row(id, *message)
+            accepted_at, body = 1.7e9 + number, body_of(size)
+            id = outbox.append(body, accepted_at=accepted_at)
+            expected[id] = row(id, accepted_at, body)
     assert not os.path.exists(f"{database}-wal")
     assert messages(records(str(database), None)) == expected
 
@@ -118,7 +118,7 @@ def test_every_message_is_found_when_there_is_no_wal(tmp_path: Path) -> None:
 def test_tables_without_rowids_are_read_too(tmp_path: Path) -> None:
     with left_open(tmp_path / "app") as (outbox, database):
         for number in range(3):
-            outbox.append(f"id-{number}", "event", "{}", accepted_at=1.5, local=number == 2)
+            outbox.append("{}", accepted_at=1.5, local=number == 2)
         batch = outbox.pending("zenml", after_id=0, max_count=2, max_bytes=MIB)
         assert batch is not None
         dead = Mark(batch.messages[0], "dead", status=400, reason="400 Bad Request", excerpt="x" * 3000)
@@ -217,7 +217,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, dict[
     folder = tmp_path_factory.mktemp("sound")
     with left_open(folder / "app") as (outbox, database):
         for number in range(40):
-            outbox.append(f"id-{number}", "event", body_of(9000 if number % 9 == 8 else 200), accepted_at=1.5)
+            outbox.append(body_of(9000 if number % 9 == 8 else 200), accepted_at=1.5)
             if number == 20:
                 outbox.empty_wal()
         paths = copied(database, folder / "copy")
@@ -249,17 +249,17 @@ def test_one_flipped_bit_anywhere_takes_one_message_at_most(
         in_data = bit < 8 * len(data)
         damaged = (flipped(data, bit), wal) if in_data else (data, flipped(wal, bit - 8 * len(data)))
         found = messages(records(*written(tmp_path, *damaged)))
-        missing = [id for id in expected if id not in found or found[id][3:] != expected[id][3:]]
+        missing = [id for id in expected if id not in found or found[id][1:] != expected[id][1:]]
         assert len(missing) <= 1, bit
-        assert not {id for id in found if found[id][3:] not in {row[3:] for row in expected.values()}}, bit
+        assert not {id for id in found if found[id][1:] not in {row[1:] for row in expected.values()}}, bit
 
 
 def test_no_bit_of_the_header_of_a_page_takes_a_message_and_none_of_its_pointers_more_than_one(tmp_path: Path) -> None:
     with left_open(tmp_path / "app") as (outbox, database):
-        for number in range(20):
-            outbox.append(f"id-{number}", "event", body_of(200), accepted_at=1.5)
+        for _ in range(20):
+            outbox.append(body_of(200), accepted_at=1.5)
     data = database.read_bytes()
-    leaves = [at for at in range(4096, len(data), 4096) if b"id-" in data[at : at + 4096]]
+    leaves = [at for at in range(4096, len(data), 4096) if b"200 letters" in data[at : at + 4096]]
     assert len(leaves) == 2
     for leaf in leaves:
         count = int.from_bytes(data[leaf + 3 : leaf + 5], "big")
@@ -270,8 +270,8 @@ def test_no_bit_of_the_header_of_a_page_takes_a_message_and_none_of_its_pointers
 
 def test_no_bit_that_says_where_a_transaction_ends_takes_a_message(tmp_path: Path) -> None:
     with left_open(tmp_path / "app") as (outbox, database):
-        for number in range(4):
-            outbox.append(f"id-{number}", "event", body_of(9000), accepted_at=1.5)
+        for _ in range(4):
+            outbox.append(body_of(9000), accepted_at=1.5)
         _, copy = copied(database, tmp_path / "copy")
     wal = Path(copy).read_bytes()
     for frame in range(len(wal) // 4120):

@@ -400,7 +400,7 @@ def test_a_purge_leaves_no_byte_also_of_rows_that_were_moved_before(seed: int, t
     outbox = shared.at(str(tmp_path / "app"), destination="zenml", max_bytes=64 * MIB)
     for number in range(1, 401):
         text = f"tulip-{number:05d} " * chance.choice([5, 30, 90, 300, 900])
-        assert outbox.append(f"m{number}", "event", json.dumps({"t": text}), accepted_at=float(number)) == number
+        assert outbox.append(json.dumps({"t": text}), accepted_at=float(number)) == number
     dead = settle_some(outbox, chance)
     upkeep.prune(outbox, retention=-1.0)
     assert upkeep.purge(outbox, state="pending", before=float("inf")) == 200
@@ -415,7 +415,7 @@ def test_the_text_of_what_is_purged_is_gone_and_of_what_stays_is_there(state: st
     for number in range(1, 101):
         text = f"tulip-{number:05d} " * 30
         body, is_local = json.dumps({"t": text}), state == "local" and number % 2 == 0
-        outbox.append(f"m{number}", "event", body, accepted_at=float(number), local=is_local)
+        outbox.append(body, accepted_at=float(number), local=is_local)
     gone = {number for number in range(1, 101) if number % 2 == 0 or state == "pending"}
     if state in ("dead", "deferred"):
         batch = outbox.pending("zenml", after_id=0, max_count=100, max_bytes=MIB)

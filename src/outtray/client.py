@@ -92,7 +92,7 @@ class Client:
         timestamp: datetime | float | str | None = None,
     ) -> tuple[bool, str]:
         """Attach *traits* to a user."""
-        return self._store("identify", user_id, f'"traits":{encoded_dict(traits)}', "identify", message_id, timestamp)
+        return self._store("identify", user_id, f'"traits":{encoded_dict(traits)}', message_id, timestamp)
 
     def alias(
         self,
@@ -104,7 +104,7 @@ class Client:
     ) -> tuple[bool, str]:
         """Say that *previous_id* is the same user as *user_id*."""
         members = f'"previous_id":{encode(previous_id)}'
-        return self._store("alias", user_id, members, "alias", message_id, timestamp)
+        return self._store("alias", user_id, members, message_id, timestamp)
 
     def track(
         self,
@@ -119,7 +119,7 @@ class Client:
         """Record an event. *despite_denial* lets it pass a denied consent; see the setting `consent_events`."""
         name = event if type(event) is str else as_text(event)
         members = f'"event":{quoted(name)},"properties":{encoded_dict(properties)}'
-        return self._store("track", user_id, members, name, message_id, timestamp, despite_denial)
+        return self._store("track", user_id, members, message_id, timestamp, despite_denial)
 
     def track_encoded(
         self,
@@ -133,7 +133,7 @@ class Client:
         """Do what `track` does with *properties* that are already encoded."""
         name = event if type(event) is str else as_text(event)
         members = f'"event":{quoted(name)},"properties":{properties}'
-        return self._store("track", user_id, members, name, message_id, timestamp, despite_denial)
+        return self._store("track", user_id, members, message_id, timestamp, despite_denial)
 
     def group(
         self,
@@ -146,23 +146,20 @@ class Client:
     ) -> tuple[bool, str]:
         """Put a user into a group that has *traits*."""
         members = f'"group_id":{encode(group_id)},"traits":{encoded_dict(traits)}'
-        return self._store("group", user_id, members, "group", message_id, timestamp)
+        return self._store("group", user_id, members, message_id, timestamp)
 
     def store_foreign(self, message: dict[str, Any]) -> tuple[bool, str]:
         """Store a message that another client made, with the id and timestamp that it may lack."""
         now, settings = time.time(), self.settings
-        event = as_text(message.get("event", message.get("type", "message")))
-        id = _id_or_new(message.get("message_id"))
-        whole = {"debug": settings.debug, **message, "message_id": id}
+        whole = {"debug": settings.debug, **message, "message_id": _id_or_new(message.get("message_id"))}
         whole["timestamp"] = _moment_text(message.get("timestamp"), now)
-        return self._keep(settings, encode(whole), event, id, now)
+        return self._keep(settings, encode(whole), now)
 
     def _store(
         self,
         kind: str,
         user_id: UUID | str,
         members: str,
-        event: str,
         message_id: str | None,
         timestamp: datetime | float | str | None,
         despite_denial: bool = False,
@@ -177,14 +174,12 @@ class Client:
         user = quoted(user_id) if type(user_id) is str else encode(user_id)
         debug = "true" if settings.debug else "false"
         common = f'"type":"{kind}","debug":{debug},"message_id":{quoted(id)},"timestamp":"{moment}"'
-        return self._keep(settings, f'{{"user_id":{user},{members},{common}}}', event, id, now, despite_denial)
+        return self._keep(settings, f'{{"user_id":{user},{members},{common}}}', now, despite_denial)
 
-    def _keep(
-        self, settings: Settings, text: str, event: str, message_id: str, now: float, despite_denial: bool = False
-    ) -> tuple[bool, str]:
+    def _keep(self, settings: Settings, text: str, now: float, despite_denial: bool = False) -> tuple[bool, str]:
         """Store the message *text* if consent allows it."""
-        if not (text.isascii() and event.isascii()):
-            text, event = valid(text), valid(event)
+        if not text.isascii():
+            text = valid(text)
         if not self.send:
             return True, text
         line = self._line
@@ -197,7 +192,7 @@ class Client:
         if line is None or line.settings is not settings:
             line = self._line = _Line(settings)
         follows_choice = agreed.follows_choice and not despite_denial
-        return line.store(message_id, event, text, now, is_local=state == consent.LOCAL, follows_choice=follows_choice)
+        return line.store(text, now, is_local=state == consent.LOCAL, follows_choice=follows_choice)
 
 
 class _Line:
@@ -210,9 +205,7 @@ class _Line:
         self._outbox = shared.of(settings)
         self._flusher = flusher.shared(self._outbox, settings)
 
-    def store(
-        self, message_id: str, event: str, text: str, now: float, *, is_local: bool, follows_choice: bool
-    ) -> tuple[bool, str]:
+    def store(self, text: str, now: float, *, is_local: bool, follows_choice: bool) -> tuple[bool, str]:
         """Commit the message, wake the flusher, and return True; False, and counted, where it is not taken.
 
         Not counted where the user denied consent. Returns the text too, as it was stored.
@@ -226,8 +219,6 @@ class _Line:
             text, is_kept = identity.with_latest_id(outbox.directory, text)
             epoch = epoch if is_kept else 0
             id = outbox.append(
-                message_id,
-                event,
                 text,
                 accepted_at=now,
                 local=is_local,

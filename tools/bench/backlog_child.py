@@ -28,10 +28,9 @@ _, TEMPLATE = Client(send=False).track(USER, "report made", TWELVE)
 TEMPLATE_ID = json.loads(TEMPLATE)["message_id"]
 
 
-def message(id: int) -> tuple[str, str]:
-    """Return the message_id and the body of a message."""
-    message_id = f"019ab0d2-4f5e-7c3a-8b1d-{id:012x}"
-    return message_id, TEMPLATE.replace(TEMPLATE_ID, message_id)
+def message(id: int) -> str:
+    """Return the body of a message."""
+    return TEMPLATE.replace(TEMPLATE_ID, f"019ab0d2-4f5e-7c3a-8b1d-{id:012x}")
 
 
 def build(count: int) -> None:
@@ -41,9 +40,8 @@ def build(count: int) -> None:
         with outbox.writing() as transaction:
             transaction.execute(sql.ADD_CURSOR, (SETTINGS.destination, 0))
             for id in range(first, min(first + ROWS_AT_ONCE, count + 1)):
-                message_id, body = message(id)
-                row = (id, message_id, "report made", time.time(), checksum(id, body.encode()), body)
-                transaction.execute(sql.APPEND, row)
+                body = message(id)
+                transaction.execute(sql.APPEND, (id, time.time(), checksum(id, body.encode()), body))
                 transaction.header.last_id = id
     outbox.close()
     print("null")
@@ -63,10 +61,10 @@ def measure(cycles: int) -> None:
             appends.clear()
             drains.clear()
         for number in range(BATCH):
-            message_id, body = message(cycle * BATCH + number)
+            body = message(cycle * BATCH + number)
             now = time.time()
             start = clock()
-            outbox.append(message_id, "report made", body, accepted_at=now)
+            outbox.append(body, accepted_at=now)
             appends.append((clock() - start) * 1e6)
         start = clock()
         drain_one(outbox)

@@ -37,7 +37,7 @@ def main() -> None:
 
     def append(number: int, state: str) -> None:
         body = text_of(number)
-        id = outbox.append(f"m-{number}", f"event {number}", body, accepted_at=time.time(), local=state == "local")
+        id = outbox.append(body, accepted_at=time.time(), local=state == "local")
         made[id] = {"id": id, "message_id": f"m-{number}", "state": state, "body": body}
 
     def retry(state: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import tempfile
@@ -16,8 +17,7 @@ from outtray.outbox import sql
 from outtray.outbox.records import is_intact
 from outtray.testing import FakeServer
 
-ROWS = "SELECT id, message_id, crc, CAST(body AS BLOB) FROM messages ORDER BY id"
-STATES = "SELECT message_id, state FROM message_states"
+STATES = "SELECT id, state FROM message_states"
 
 
 @dataclass
@@ -112,18 +112,20 @@ def _read(path: Path, result: Stored) -> None:
             return  # its creator was killed
         result.problems += [text for (text,) in connection.execute(sql.INTEGRITY) if text != "ok"]
         here: dict[int, int] = {}
-        for id, text, crc, body in connection.execute(ROWS):
-            number = _number(text)
+        for id, crc, body in connection.execute(sql.CHECKSUMS):
+            if not is_intact(id, body, crc):
+                result.problems.append(f"the message with the id {id} is damaged")
+                continue
+            number = _number(json.loads(body)["message_id"])
             if number in here:
                 result.problems.append(f"message {number} stands there twice, as {here[number]} and as {id}")
-            if not is_intact(id, body, crc):
-                result.problems.append(f"message {number} is damaged")
             here[number] = id
         numbers = list(here)
         if numbers != sorted(numbers):
             result.problems.append(f"ids do not rise in the order of acceptance: {shown(numbers)}")
         result.ids.update(here)
-        result.states.update({_number(text): state for text, state in connection.execute(STATES)})
+        states = dict(connection.execute(STATES))
+        result.states.update({number: states[id] for number, id in here.items() if id in states})
     except sqlite3.Error as error:
         result.problems.append(f"{path.name}: {error}")
     finally:

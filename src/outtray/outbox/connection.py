@@ -180,7 +180,20 @@ def _connect(path: str, lock: FileLock | None = None, *, uri: str = "") -> Conne
         connection.forbid()
         raise forked(path)
     connection.text_factory = _decoded
+    _require_json(connection)
     return connection
+
+
+def _require_json(connection: Connection) -> None:
+    """See that SQLite has the functions that the view uses, before their lack looks like damage."""
+    try:
+        connection.execute(sql.USE_JSON)
+    except sqlite3.OperationalError as error:
+        connection.close()
+        raise OutboxUnusable(
+            f"the SQLite {sqlite3.sqlite_version} of this Python was built without the JSON functions that the outbox "
+            f"needs ({error}): use another Python; what was stored before is kept"
+        ) from error
 
 
 def _empty() -> Connection:

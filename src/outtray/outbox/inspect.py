@@ -5,7 +5,6 @@ The files are copied into a temporary folder first, and only the copy is opened:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -40,8 +39,8 @@ TRIES = 3
 TORN = "it was written to while it was copied: what is shown may be torn"
 """The problem of a copy that may not be what the files are."""
 
-OF_MESSAGES = ("messages without their checksum", "messages with another message_id or event than their body")
-"""How the problems of single messages begin."""
+OF_MESSAGES = "messages without their checksum"
+"""How the problem of single messages begins."""
 
 BAD_HEADER = "the header of the gate is damaged; outtray rebuilds it from the database"
 """The problem of a gate that says nothing."""
@@ -78,8 +77,8 @@ def inspect(path: str, *, messages: int = 0) -> dict[str, Any]:
     """Return what the database file *path* holds, with the newest *messages* messages.
 
     The keys: `path, format {major, minor, application_id}, generation, wal_bytes, header, messages {count, first_id,
-    last_id}, states {destination: {state: count}}, cursors, ledger, meta, integrity, damaged {count, ids}, mismatched
-    {count, ids}, wrong_cursors, wrong_marks, missing, unaccounted, newest, problems`. What could not be read is None,
+    last_id}, states {destination: {state: count}}, cursors, ledger, meta, integrity, damaged {count, ids},
+    wrong_cursors, wrong_marks, missing, unaccounted, newest, problems`. What could not be read is None,
     and `problems` says why; an empty `problems` means a sound outbox.
     Raises Unreadable if it is no outbox at all, OSError.
     """
@@ -136,7 +135,7 @@ class _Inspection:
             "ledger": self._rows("ledger", sql.LEDGER, counted),
             "meta": self._rows("what it knows of itself", sql.ALL_META, dict),
             "integrity": self._integrity(),
-            **self._bodies(),
+            "damaged": self._damaged(),
             "wrong_cursors": self._wrong_cursors(),
             "wrong_marks": self._wrong_marks(),
             "unaccounted": self._unaccounted(),
@@ -158,27 +157,17 @@ class _Inspection:
             self._problems.append(f"SQLite's integrity check fails: {found[0]}")
         return found
 
-    def _bodies(self) -> dict[str, Any]:
-        """Compare every body with its checksum, and then with what the columns say of it."""
-        damaged: list[int] = []
-        mismatched: list[int] = []
+    def _damaged(self) -> dict[str, Any] | None:
+        """Compare every body with its checksum."""
         try:
-            for id, message_id, event, crc, body in self._connection.execute(sql.CHECKSUMS):
-                if not is_intact(id, body, crc):
-                    damaged.append(id)
-                elif not _is_told_by(body, message_id, event):
-                    mismatched.append(id)
+            rows = self._connection.execute(sql.CHECKSUMS)
+            damaged = [id for id, crc, body in rows if not is_intact(id, body, crc)]
         except sqlite3.DatabaseError as error:
             self._problems.append(f"the checksums cannot all be compared: {error}")
-            return {"damaged": None, "mismatched": None}
+            return None
         if damaged:
-            self._problems.append(f"{OF_MESSAGES[0]}: {len(damaged)}, the first is {damaged[0]}")
-        if mismatched:
-            self._problems.append(f"{OF_MESSAGES[1]}: {len(mismatched)}, the first is {mismatched[0]}")
-        return {
-            "damaged": {"count": len(damaged), "ids": damaged},
-            "mismatched": {"count": len(mismatched), "ids": mismatched},
-        }
+            self._problems.append(f"{OF_MESSAGES}: {len(damaged)}, the first is {damaged[0]}")
+        return {"count": len(damaged), "ids": damaged}
 
     def _wrong_cursors(self) -> list[str] | None:
         """Return the destinations whose cursor is not what its mirror says."""
@@ -223,19 +212,6 @@ class _Inspection:
         except sqlite3.DatabaseError as error:
             self._problems.append(f"the newest messages cannot be read: {error}")
             return None
-
-
-def _is_told_by(body: bytes, message_id: str, event: str) -> bool:
-    """Tell whether *body* has that message_id and event, as far as it has such."""
-    try:
-        message = json.loads(body)
-    except (ValueError, RecursionError):
-        return True  # only the checksum tells
-    if not isinstance(message, dict):
-        return True
-    name = message.get("event", message.get("type", event))
-    pairs = ((message.get("message_id", message_id), message_id), (name, event))
-    return all(inner == outer for inner, outer in pairs if isinstance(inner, str))
 
 
 _SPAN = ("count", "first_id", "last_id")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 2_000
 """Messages that one look visits, at most: writers wait for some milliseconds."""
 
-BYTES_AT_ONCE = 4 * 1024 * 1024
-"""Bytes of bodies that one look reads, about: each of them may have a megabyte."""
+BYTES_AT_ONCE = 2 * 1024 * 1024
+"""Bytes of bodies that one look reads, about: SQLite parses 50 to 500 MB of JSON a second."""
 
 
 class Counts(NamedTuple):
@@ -130,18 +130,19 @@ class Look:
         though more follows.
         """
         first_id = self._execute(sql.PAGE_BEGIN.get(state, sql.PAGE_BEGIN_MARKED), (before_id, state)).fetchone()[0]
-        last_id = self._execute(sql.PAGE_END, (first_id, ROWS_AT_ONCE)).fetchone()[0]
-        if last_id is None:
-            return Page([], None)
+        last_id: int | None = None
+        total = 0
+        for id, size in self._execute(sql.PAGE_SIZES, (first_id, ROWS_AT_ONCE)):
+            last_id = id
+            total += size
+            if total > BYTES_AT_ONCE:
+                break
         messages: list[StoredMessage] = []
-        size = 0
-        for row in self._execute(sql.PAGE, (last_id, first_id, state, event, message_id, since)):
+        for row in self._execute(sql.PAGE, (last_id, first_id, since, state, event, message_id)):
             message = _message(row)
-            is_next = not messages or message.id != messages[-1].id  # one message has a row for each destination
-            if is_next and (len(messages) >= limit or size > BYTES_AT_ONCE):
+            if len(messages) >= limit and message.id != messages[-1].id:  # it has a row for each destination
                 return Page(messages, messages[-1].id)
             messages.append(message)
-            size += len(message.body)
         return Page(messages, last_id)
 
     def page(self, *, state: str | None = None, limit: int = 50) -> list[StoredMessage]:

@@ -32,15 +32,13 @@ def is_intact(id: int, body: bytes, crc: object) -> bool:
     return crc in (checksum(id, body), checksum(id, body, local=True))
 
 
-def whole_message(record: Record) -> tuple[int, str, str, float, int, str] | None:
-    """Return id, message_id, event, accepted_at, crc and body if *record* is a message as it was stored, else None."""
+def whole_message(record: Record) -> tuple[int, float, int, str] | None:
+    """Return id, accepted_at, crc and body if *record* is a message as it was stored, else None."""
     match record.values:
-        case (None, bytes(message_id), bytes(event), int() | float() as accepted_at, int(crc), bytes(body)):
+        case (None, int() | float() as accepted_at, int(crc), bytes(body)):
             id = record.rowid
             if id is not None and id > 0 and is_intact(id, body, crc):
-                texts = (text.decode("utf-8", "replace") for text in (message_id, event, body))
-                message_id_text, event_text, body_text = texts
-                return id, message_id_text, event_text, float(accepted_at), crc, body_text
+                return id, float(accepted_at), crc, body.decode("utf-8", "replace")
     return None
 
 

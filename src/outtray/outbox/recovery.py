@@ -176,7 +176,7 @@ class _Salvage:
         return {name: int(id) for name, id in known.items()}
 
     def _messages(self) -> Iterator[tuple[Any, ...]]:
-        """Give id, message_id, event, accepted_at, crc and body of all that is whole and was not settled."""
+        """Give id, accepted_at, crc and body of all that is whole and was not settled."""
         top = base_id(self._source.generation + 1)
         for record in self._source.all():
             message = whole_message(record)

@@ -23,8 +23,6 @@ SETUP = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     """CREATE TABLE messages (
         id INTEGER PRIMARY KEY,         -- position in the log; given once, never again
-        message_id TEXT NOT NULL,
-        event TEXT NOT NULL,            -- the event's name, or the type of a message without one
         accepted_at REAL NOT NULL,      -- Unix seconds
         crc INTEGER NOT NULL,           -- crc32 of the body's UTF-8, begun with the id: it tells of both
         body TEXT NOT NULL)""",
@@ -66,7 +64,11 @@ SETUP = (
     "CREATE INDEX exceptions_by_state ON exceptions (state, destination, id)",
     "CREATE TABLE ledger (reason TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID",
     """CREATE VIEW message_states AS
-        SELECT m.id, m.message_id, m.event, m.accepted_at, c.destination,
+        SELECT m.id,
+            CASE WHEN json_valid(m.body) THEN json_extract(m.body, '$.message_id') END AS message_id,
+            CASE WHEN json_valid(m.body) THEN CAST(coalesce(    -- the event's name, or the type of what has none
+                json_extract(m.body, '$.event'), json_extract(m.body, '$.type')) AS TEXT) END AS event,
+            m.accepted_at, c.destination,
             CASE WHEN e.state = 'retry' THEN 'pending'
                  WHEN e.state IS NOT NULL THEN e.state
                  WHEN m.id <= c.id THEN 'delivered'
@@ -78,6 +80,7 @@ SETUP = (
 
 # Opening
 
+USE_JSON = "SELECT json_valid('{}'), json_extract('{}', '$.event')"
 USE_WAL = "PRAGMA journal_mode = WAL"
 JOURNAL_MODE = "PRAGMA journal_mode"
 # Builds of SQLite differ in secure_delete. It is on from the first row: with it off, pruning leaves copies of the rows
@@ -106,7 +109,7 @@ MORE_MARKS_THAN = "SELECT count(*) > ?1 FROM (SELECT 1 FROM exceptions LIMIT ?1 
 _OURS = ("cursors", "deliveries", "exceptions", "exceptions_by_state", "gaps", "ledger", "message_states", "messages")
 SCHEMA = f"""SELECT group_concat(sql, char(10)) FROM (SELECT sql FROM sqlite_master
     WHERE name IN {(*_OURS, "meta")} ORDER BY name)"""
-SCHEMA_CRC = 0xD7CD7142
+SCHEMA_CRC = 0x737BAC4B
 """crc32 of what `SCHEMA` gives of a file that `SETUP` has made."""
 
 WRITE_NOTHING = "DELETE FROM meta WHERE key = ''"  # BEGIN IMMEDIATE is content to read where nothing can be written
@@ -123,7 +126,7 @@ BEGIN, COMMIT, ROLLBACK = "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"
 
 # The way of a message
 
-APPEND = "INSERT INTO messages (id, message_id, event, accepted_at, crc, body) VALUES (?, ?, ?, ?, ?, ?)"
+APPEND = "INSERT INTO messages (id, accepted_at, crc, body) VALUES (?, ?, ?, ?)"
 MARK = """INSERT OR REPLACE INTO exceptions (destination, id, state, next_attempt_at, attempts, status, reason, excerpt)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 UNMARK = "DELETE FROM exceptions WHERE destination = ? AND id = ?"
@@ -243,8 +246,9 @@ VIEW_COLUMNS = (
     "id, message_id, event, accepted_at, destination, state, next_attempt_at, attempts, status, reason, excerpt, body"
 )
 # Newest first, between two ids.
-PAGE = f"""SELECT {VIEW_COLUMNS} FROM message_states WHERE id BETWEEN ?1 AND ?2 AND (?3 IS NULL OR state = ?3)
-    AND (?4 IS NULL OR event = ?4) AND (?5 IS NULL OR message_id = ?5) AND accepted_at >= ?6 ORDER BY id DESC"""
+PAGE = f"""SELECT {VIEW_COLUMNS} FROM message_states
+    WHERE id BETWEEN ?1 AND ?2 AND accepted_at >= ?3 AND (?4 IS NULL OR state = ?4)
+    AND (?5 IS NULL OR event = ?5) AND (?6 IS NULL OR message_id = ?6) ORDER BY id DESC"""
 # Where a page begins: the highest id below ?1 that may be in the state ?2; 0 if there is none. The ids that the
 # cursors tell of are a range, the others have an index.
 _BELOW = "coalesce((SELECT max(id) FROM messages WHERE id < {}), 0)"
@@ -260,7 +264,8 @@ _PENDING_BELOW = """SELECT max(CASE WHEN below > (SELECT min(id) FROM cursors) T
 )
 PAGE_BEGIN = {None: _ANY_BELOW, "delivered": _DELIVERED_BELOW, "pending": _PENDING_BELOW}
 PAGE_BEGIN_MARKED = "SELECT " + _MARKED_BELOW.format("?2")
-PAGE_END = "SELECT min(id) FROM (SELECT id FROM messages WHERE id <= ? ORDER BY id DESC LIMIT ?)"
+# The ids of a page, and what it costs to read their bodies: event and message_id are in there.
+PAGE_SIZES = """SELECT id, ifnull(length(CAST(body AS BLOB)), 0) FROM messages WHERE id <= ? ORDER BY id DESC LIMIT ?"""
 BY_ID = f"SELECT {VIEW_COLUMNS} FROM message_states WHERE id = ?"
 # Batches among which the message ?2 may be; first those that delivered each id of their span.
 DELIVERIES_OF = """SELECT settled_at, status, count > last_id - first_id FROM deliveries
@@ -278,7 +283,7 @@ INTEGRITY = "PRAGMA integrity_check(20)"
 SPAN = "SELECT count(*), min(id), max(id) FROM messages"
 STATE_COUNTS = "SELECT destination, state, count(*) FROM message_states GROUP BY destination, state"
 CURSORS = "SELECT destination, id, delivered, next_attempt_at, attempts, status, reason, held FROM cursors"
-CHECKSUMS = "SELECT id, message_id, event, crc, ifnull(CAST(body AS BLOB), x'') FROM messages ORDER BY id"
+CHECKSUMS = "SELECT id, crc, ifnull(CAST(body AS BLOB), x'') FROM messages ORDER BY id"
 ALL_META = "SELECT key, value FROM meta WHERE key <> 'salt' ORDER BY key"
 WRONG_CURSORS = "SELECT destination FROM cursors WHERE mirror IS NOT -id"
 UNKNOWN_STATES = """SELECT DISTINCT state FROM exceptions

@@ -59,8 +59,6 @@ class Outbox(Database):
 
     def append(
         self,
-        message_id: str,
-        event: str,
         body: str,
         *,
         accepted_at: float,
@@ -77,7 +75,7 @@ class Outbox(Database):
         Raises OutboxBusy, OutboxFull, DiskFull, OutboxUnusable: then nothing was stored; with `sync_each` also
         SyncFailed: then it may be.
         """
-        content = (message_id, event, accepted_at, body.encode(), body)
+        content = (accepted_at, body.encode(), body)
         frame = sys._getframe()
         try:
             self._enter(frame)
@@ -102,16 +100,14 @@ class Outbox(Database):
             self._wait_for_disk(waiter)
         return id
 
-    def _append_as_usual(
-        self, content: tuple[str, str, float, bytes, str], *, local: bool, epoch: int | None
-    ) -> int | None:
+    def _append_as_usual(self, content: tuple[float, bytes, str], *, local: bool, epoch: int | None) -> int | None:
         """Do what `_append` does where nothing is out of the ordinary; where anything is, do nothing and return None.
 
         Nearly every message goes this way: the same steps in one function, without the calls that would take half as
         long as the INSERT.
         """
         (kept, header), connection, file = self._kept, self._connection, self._gate.file
-        message_id, event, accepted_at, data, body = content
+        accepted_at, data, body = content
         if (
             header is None
             or connection is None
@@ -131,7 +127,7 @@ class Outbox(Database):
         id = header.last_id + 1
         crc = zlib.crc32(data, id & 0xFFFFFFFF)
         try:
-            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, crc, body))
+            connection.execute(sql.APPEND, (id, accepted_at, crc, body))
         except sqlite3.IntegrityError:
             return None
         header.last_id = id
@@ -146,7 +142,7 @@ class Outbox(Database):
 
     def _append(
         self,
-        content: tuple[str, str, float, bytes, str],
+        content: tuple[float, bytes, str],
         *,
         local: bool,
         follows_choice: bool,
@@ -158,9 +154,9 @@ class Outbox(Database):
         if header.flags & NO_ROOM:
             self._require_room(header)
         if epoch is not None and epoch != header.epoch:
-            body = self._with_valid_id(content[4], header)
-            content = (*content[:3], body.encode(), body)
-        self._unchecked -= len(content[3])
+            body = self._with_valid_id(content[2], header)
+            content = (content[0], body.encode(), body)
+        self._unchecked -= len(content[1])
         if self._is_fresh or self._unchecked < 0 or local or self._ledger.given:
             self._append_with_care(connection, header, content, local=local)
         else:
@@ -196,20 +192,20 @@ class Outbox(Database):
         self,
         connection: sqlite3.Connection,
         header: Header,
-        content: tuple[str, str, float, bytes, str],
+        content: tuple[float, bytes, str],
         *,
         local: bool,
     ) -> None:
-        message_id, event, accepted_at, data, body = content
+        accepted_at, data, body = content
         id = header.last_id + 1
         try:
-            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, checksum(id, data, local=local), body))
+            connection.execute(sql.APPEND, (id, accepted_at, checksum(id, data, local=local), body))
         except sqlite3.IntegrityError:
             if not self._gate.file.is_at_path():
                 raise OutboxBusy(f"{self._gate.file.path} was replaced; the next call uses the new one") from None
             # The header lags: somebody died between the commit and the header.
             id = max(connection.execute(sql.HIGHEST_ID).fetchone()[0], id) + 1
-            connection.execute(sql.APPEND, (id, message_id, event, accepted_at, checksum(id, data, local=local), body))
+            connection.execute(sql.APPEND, (id, accepted_at, checksum(id, data, local=local), body))
         header.last_id = id
 
     def _require_room(self, header: Header) -> None:
@@ -229,7 +225,7 @@ class Outbox(Database):
         self,
         connection: Connection,
         header: Header,
-        content: tuple[str, str, float, bytes, str],
+        content: tuple[float, bytes, str],
         *,
         local: bool,
     ) -> None:
