@@ -64,6 +64,7 @@ ORDER = (
     "delivery.backoff",
     "delivery.lock",
     "delivery.target",
+    "delivery.report",
     "delivery.drain",
     "delivery.flush",
     "delivery.status",

@@ -12,7 +12,7 @@ from outtray.delivery import flusher
 from outtray.encoding import as_text, clock_text, encode, encoded_dict, new_message_id, quoted, timestamp_text, valid
 from outtray.errors import MessageTooLarge, OutboxDenied, OuttrayError
 from outtray.outbox import shared
-from outtray.outbox.store import DELIVERY_SETTINGS
+from outtray.outbox.transaction import DELIVERY_SETTINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 BYTES_BETWEEN_CHECKS = 256 * 1024
 """Bytes that one process appends, at most, between two looks at the size of the file."""
 
-DELIVERY_SETTINGS = "delivery"
-"""Key in `meta` of what drainers need to know of the host's settings, as JSON."""
-
 
 class Outbox(Database):
     """The messages of one application and how far each destination is.
