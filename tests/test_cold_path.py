@@ -109,7 +109,7 @@ def test_a_config_file_is_read_without_the_rest_of_what_is_slow(run_python: Run,
     assert heavy & set(found["modules"]) == set()
 
 
-@pytest.mark.parametrize(("mode", "code"), [(None, 0), ("ok", 0)])
+@pytest.mark.parametrize(("mode", "code"), [(None, 0), ("ok", 0), ("429", 75)])
 def test_a_flush_with_nothing_due_loads_neither_a_parser_nor_what_delivers(
     mode: str | None, code: int, server: FakeServer, run_python: Run
 ) -> None:

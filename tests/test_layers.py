@@ -65,6 +65,7 @@ ORDER = (
     "delivery.lock",
     "delivery.target",
     "delivery.report",
+    "delivery.outlook",
     "delivery.drain",
     "delivery.flush",
     "delivery.status",

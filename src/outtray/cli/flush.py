@@ -10,8 +10,8 @@ from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments, count, destination, seconds, setting
 from outtray.cli.exits import DONE, FINDINGS, KEPT, NOT_CONFIGURED
 from outtray.cli.output import age_text, count_text, is_interactive, say, size_text, write, write_json
+from outtray.delivery.outlook import Outlook, outlook
 from outtray.delivery.report import FlushReport
-from outtray.delivery.status import status
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, SettingsError
 from outtray.outbox import look
 from outtray.outbox.files import exists, is_alone, newest_generation
@@ -85,14 +85,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Result:
-    """What came of one outbox: its report, and what waits now, as `status` has it."""
+    """What came of one outbox: its report, and what waits now."""
 
-    def __init__(self, app: str, report: FlushReport, found: dict[str, Any]) -> None:
+    def __init__(self, app: str, report: FlushReport, found: Outlook) -> None:
         self.app = app
         self.report = report
-        self.pending: int = found["pending"]
-        self.deferred: int = found["deferred"]
-        self.oldest_pending_age: float | None = found.get("oldest_pending_age")
+        self.pending = found.pending
+        self.deferred = found.deferred
+        self.oldest_pending_age = found.oldest_pending_age
 
     def count_in(self, before: FlushReport) -> None:
         """Add what an earlier flush of the same outbox has done."""
@@ -153,7 +153,7 @@ class _Run:
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     def _flush(self, settings: Settings, *, heed_wait: bool) -> _Result:
-        report, found = FlushReport("drained", reason="nothing waits"), {"pending": 0, "deferred": 0}
+        report, found = FlushReport("drained", reason="nothing waits"), Outlook(settings)
         try:
             if settings.problems:
                 raise SettingsError(f"{settings.problems[0]}; nothing was sent")
@@ -161,27 +161,27 @@ class _Run:
                 _finish_erasure(settings)
             is_damaged = _has_damaged_files(settings)
             try:
-                found = status(settings)
+                found = outlook(settings)
             except OutboxDamaged:  # the delivery goes on in a new file, and saves what it can
                 is_damaged = True
-            if found["pending"] or found["deferred"] or is_damaged:
-                kept = self._kept(settings)
-                report = kept or self._deliver(settings, found["pending"], heed_wait=heed_wait)
-                found = found if kept else status(settings)
-            if found.get("erasing"):  # after the delivery, which makes room on a full disk
+            if found.pending or found.deferred or is_damaged:
+                kept = self._kept(settings, found, heed_wait=heed_wait)
+                report = kept or self._deliver(settings, found.pending, heed_wait=heed_wait)
+                found = found if kept else outlook(settings)
+            if found.is_erasing:  # after the delivery, which makes room on a full disk
                 _finish_erasure(settings)
-                found = status(settings)
+                found = outlook(settings)
         except SettingsError as error:
             report = FlushReport("not configured", reason=str(error))
         except OutboxBusy as error:
             report = report._replace(outcome="postponed", reason=str(error), wait=None)
         except (OutboxError, OSError) as error:
             report = report._replace(outcome="failed", reason=str(error))
-        if report.outcome == "limit" and not found["pending"]:
+        if report.outcome == "limit" and not found.pending:
             report = report._replace(outcome="drained")
         return _Result(settings.app, report, found)
 
-    def _kept(self, settings: Settings) -> FlushReport | None:
+    def _kept(self, settings: Settings, found: Outlook, *, heed_wait: bool) -> FlushReport | None:
         """Return the report where all is kept for now, as is known before any is delivered, else None."""
         agreed = consent.decide(settings)
         if agreed.state != consent.GRANTED:
@@ -190,7 +190,7 @@ class _Run:
             return FlushReport("timeout", reason="the time was over before its turn")
         if self._room == 0:
             return FlushReport("limit", reason="the limit was reached before its turn")
-        return None
+        return found.stored_wait() if heed_wait else None
 
     def _deliver(self, settings: Settings, pending: int, *, heed_wait: bool) -> FlushReport:
         from outtray.cli import progress  # with all that delivers: most runs of cron have nothing to deliver
@@ -292,6 +292,8 @@ def _has_damaged_files(settings: Settings) -> bool:
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    from outtray.delivery.status import status
+
     found = status(settings)
     count = found["pending"] if arguments.limit is None else min(found["pending"], arguments.limit)
     sizes: list[int] = []

@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from outtray.cli.exits import UsageError
 from outtray.cli.output import say
 from outtray.consent import stored
-from outtray.delivery.status import unsalvaged
 from outtray.delivery.target import delivery_settings
 from outtray.errors import DiskFull, OutboxBusy, OutboxDamaged, OutboxError, SettingsError
 from outtray.options import checked, named
@@ -153,6 +152,8 @@ def unread(settings: Settings) -> str:
     """
     if not exists(settings.directory):
         return ""
+    from outtray.delivery.status import unsalvaged
+
     try:
         with look.look(settings.directory) as view:
             is_all = not unsalvaged(settings.directory, view)
