@@ -282,7 +282,7 @@ def test_only_the_chosen_command_is_loaded(environment: dict[str, str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     loaded = set(json.loads(done.stderr.replace("'", '"')))
-    shared = {f"outtray.cli.{name}" for name in ("output", "exits", "arguments", "outboxes")}
+    shared = {f"outtray.cli.{name}" for name in ("output", "exits", "words", "arguments", "outboxes")}
     assert loaded == {*shared, "outtray.cli.status"}
 
 

@@ -6,10 +6,12 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pytest
 
 import outtray
 from outtray.cli import main
+from outtray.delivery.lock import DrainLock
+from outtray.delivery.outlook import outlook
 from outtray.testing import FakeServer
 
 from .conftest import wait_until
@@ -332,6 +336,106 @@ def test_a_stored_wait_is_heeded_unless_told_otherwise(server: FakeServer, capsy
     assert only(reports(capsys, code=75))["wait"] > 500
     assert len(server.requests) == 1
     assert only(reports(capsys, "--all"))["delivered"] == 3
+
+
+WAIT = "id, delivered, next_attempt_at, attempts, status, reason, held, fingerprint, mirror"
+
+
+@pytest.mark.parametrize("mode", ["503", "401"])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"OUTTRAY_DESTINATION": "novel"},
+        {"OUTTRAY_WRITE_KEY": ""},
+        {"OUTTRAY_WRITE_KEY": "another"},
+        {"OUTTRAY_URL": "http://127.0.0.1:9"},
+        {"OUTTRAY_CONSENT": "local"},
+    ],
+    ids=str,
+)
+def test_a_look_at_a_stored_wait_says_what_the_delivery_would_say(
+    mode: str,
+    variables: dict[str, str],
+    server: FakeServer,
+    home: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.set_mode(mode, **({"retry_after": "3600"} if mode == "503" else {}))
+    monkeypatch.setenv("OUTTRAY_WRITE_KEY", "the-key")
+    fill("a", 2, url=server.url, write_key="the-key")
+    main(["flush"])
+    edit(home / ".local/state/outtray/a", f"INSERT INTO cursors SELECT 'novel', {WAIT} FROM cursors")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    def told() -> tuple[int, str, Any]:
+        capsys.readouterr()
+        code = main(["flush", "--json", "--warn-after", "0"])
+        shown = capsys.readouterr()
+        (report,) = json.loads(shown.out)
+        return code, report["outcome"], report["reason"]
+
+    of_a_look = told()
+    monkeypatch.setattr("outtray.delivery.outlook.Outlook.stored_wait", lambda self: None)
+    assert told() == of_a_look
+
+
+MORE_TO_DO: dict[str, Callable[[Path], object]] = {
+    "an erasure": lambda folder: edit(folder, "INSERT INTO meta VALUES ('erasing', 'withdrawn 1')"),
+    "a log that was set aside": lambda folder: (folder / "outbox-1-0-0.lost-wal").write_bytes(b"x"),
+    "a link in its place": lambda folder: folder.symlink_to(folder.rename(folder.parent / "b")),
+    "a wait that is over": lambda folder: edit(folder, "UPDATE cursors SET next_attempt_at = 1"),
+    "a wait that is too long": lambda folder: edit(folder, "UPDATE cursors SET next_attempt_at = 1e12"),
+}
+
+
+def edit(folder: Path, statement: str) -> None:
+    with closing(sqlite3.connect(folder / "outbox-1-0.db")) as connection, connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize("more", MORE_TO_DO)
+def test_a_look_at_a_stored_wait_says_nothing_where_there_is_more_to_do(
+    more: str, server: FakeServer, home: Path
+) -> None:
+    server.set_mode("503", retry_after="3600")
+    settings = fill("a", 2, url=server.url).settings
+    main(["flush"])
+    assert outlook(settings).stored_wait() is not None
+    MORE_TO_DO[more](home / ".local/state/outtray/a")
+    assert outlook(settings).stored_wait() is None
+
+
+def test_a_key_that_is_needed_since_and_missing_is_78_though_a_wait_is_stored(server: FakeServer) -> None:
+    server.set_mode("503", retry_after="3600")
+    fill("a", 2, url=server.url)
+    assert main(["flush"]) == 75
+    fill("a", 1, url=server.url, write_key="the-key")
+    assert main(["flush"]) == 78
+
+
+def test_damage_is_left_behind_though_a_wait_is_stored(server: FakeServer, home: Path, capsys: Capture) -> None:
+    server.set_mode("503", retry_after="3600")
+    folder = home / ".local/state/outtray/a"
+    fill("a", 2, url=server.url)
+    main(["flush"])
+    edit(folder, "UPDATE cursors SET mirror = 7")
+    capsys.readouterr()
+    assert only(reports(capsys, code=75))["pending"] == 2
+    assert (folder / "outbox-1-1.db").exists()
+
+
+def test_while_another_delivers_a_stored_wait_is_no_reason(server: FakeServer, home: Path) -> None:
+    server.set_mode("503", retry_after="3600")
+    settings = fill("a", 2, url=server.url).settings
+    main(["flush"])
+    lock = DrainLock(settings.directory)
+    assert lock.try_acquire()
+    assert outlook(settings).stored_wait() is None
+    lock.release()
+    assert outlook(settings).stored_wait() is not None
 
 
 def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(server: FakeServer, capsys: Capture) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+import outtray
+from outtray.testing import FakeServer
+
 Run = Callable[..., CompletedProcess[str]]
 
 HEAVY = {
@@ -104,6 +107,23 @@ def test_a_config_file_is_read_without_the_rest_of_what_is_slow(run_python: Run,
     assert "tomllib" in found["modules"]
     heavy = {"requests", "pydantic", "platformdirs", "logging", "dataclasses", "asyncio", "subprocess", "socket", "ssl"}
     assert heavy & set(found["modules"]) == set()
+
+
+@pytest.mark.parametrize(("mode", "code"), [(None, 0), ("ok", 0), ("429", 75)])
+def test_a_flush_with_nothing_due_loads_neither_a_parser_nor_what_delivers(
+    mode: str | None, code: int, server: FakeServer, run_python: Run
+) -> None:
+    if mode is not None:
+        server.set_mode(mode, **({"retry_after": "3600"} if mode == "429" else {}))
+        tray = outtray.Tray(app="default", url=server.url, flush="manual")
+        assert tray.track("x")
+        tray.flush(10)
+        tray.close()
+    found = report_of(run_python, "from outtray.cli import main; answers = [main(['flush', '--quiet'])]", ALONE)
+    assert found["answers"] == [code]
+    assert HEAVY & set(found["modules"]) == {"contextlib"} | ({"hashlib"} if mode == "429" else set())
+    for module in ("request", "delivery.drain", "delivery.flush", "outbox.store", "outbox.pages"):
+        assert f"outtray.{module}" not in found["modules"]
 
 
 def test_what_is_slow_to_load_would_be_noticed(run_python: Run) -> None:

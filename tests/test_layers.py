@@ -64,6 +64,8 @@ ORDER = (
     "delivery.backoff",
     "delivery.lock",
     "delivery.target",
+    "delivery.report",
+    "delivery.outlook",
     "delivery.drain",
     "delivery.flush",
     "delivery.status",

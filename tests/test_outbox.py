@@ -54,7 +54,7 @@ def nothing_pending(outbox: Outbox) -> bool:
 
 def counts(outbox: Outbox) -> dict[str, int]:
     with look.look(outbox.directory) as view:
-        return view.counts("zenml")._asdict()
+        return dict(vars(view.counts("zenml")))
 
 
 # Order and ids

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from outtray.client import Client
     from outtray.context import AnalyticsContext
-    from outtray.delivery.flush import FlushReport
+    from outtray.delivery.report import FlushReport
     from outtray.encoding import AnalyticsEncoder
     from outtray.enums import AnalyticsEvent, SourceContext, source_context
     from outtray.errors import AnalyticsAPIError, OuttrayError, SettingsError
@@ -33,7 +33,7 @@ _LAZY = {
     "AnalyticsEvent": "enums",
     "AnalyticsTrackedModelMixin": "models",
     "Client": "client",
-    "FlushReport": "delivery.flush",
+    "FlushReport": "delivery.report",
     "OuttrayError": "errors",
     "SettingsError": "errors",
     "SourceContext": "enums",

@@ -22,7 +22,7 @@ from outtray.encoding import (
 )
 from outtray.errors import MessageTooLarge, OutboxDenied, OuttrayError
 from outtray.outbox import shared
-from outtray.outbox.store import DELIVERY_SETTINGS
+from outtray.outbox.transaction import DELIVERY_SETTINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

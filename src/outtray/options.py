@@ -65,6 +65,11 @@ OPTIONS = (
 )
 
 
+def named(name: str) -> Option:
+    """Return the option called *name*."""
+    return next(option for option in OPTIONS if option.name == name)
+
+
 def environment_name(option: str) -> str:
     """Return the environment variable of *option*: "max_bytes" is OUTTRAY_MAX_BYTES."""
     return f"OUTTRAY_{option.upper()}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
     from uuid import UUID
 
-    from outtray.delivery.flush import FlushReport
+    from outtray.delivery.report import FlushReport
     from outtray.enums import AnalyticsEvent
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings
@@ -115,7 +115,7 @@ class Tray:
         as *timeout* is without bound. Raises nothing.
         """
         with importing:
-            from outtray.delivery.flush import FlushReport
+            from outtray.delivery.report import FlushReport
 
         try:
             return self._flush(timeout)
@@ -125,7 +125,8 @@ class Tray:
 
     def _flush(self, timeout: float | None) -> FlushReport:
         with importing:
-            from outtray.delivery.flush import FlushReport, flush
+            from outtray.delivery.flush import flush
+            from outtray.delivery.report import FlushReport
 
         settings = self.settings
         agreed = consent.decide(settings, afresh=True)

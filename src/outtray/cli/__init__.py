@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from outtray.cli import output
 from outtray.cli.exits import (
@@ -22,8 +21,10 @@ from outtray.cli.exits import (
     UsageError,
 )
 from outtray.cli.output import say
+from outtray.cli.words import plain
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, SettingsError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
@@ -87,13 +88,13 @@ def _run(words: list[str]) -> int:
         if not words or words[0] not in COMMANDS:
             return _without_command(words)
         module = import_module(COMMANDS[words[0]][0])
-        parser = _command_parser(words[0], module)
-        arguments = parser.parse_args(words[1:])
+        arguments = plain(module.add_arguments, words[1:]) or _command_parser(words[0], module).parse_args(words[1:])
     except SystemExit as request:  # argparse has said what there is to say
         return request.code if isinstance(request.code, int) else USAGE
     try:
         code: int = module.run(arguments)
     except UsageError as error:
+        parser = _command_parser(words[0], module)
         say(f"{parser.format_usage()}{parser.prog}: error: {error}")
         return USAGE
     return code

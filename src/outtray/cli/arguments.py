@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 import re
 import time
-from typing import TYPE_CHECKING, Any
 
 from outtray.errors import SettingsError
-from outtray.options import OPTIONS, checked
+from outtray.options import checked, named
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
+    from typing import Any
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -30,13 +30,13 @@ def add_json_argument(parser: argparse.ArgumentParser, shape: str) -> None:
 
 def setting(name: str) -> Callable[[str], Any]:
     """Return the reader of the option *name* of `outtray.options`."""
-    option = next(option for option in OPTIONS if option.name == name)
+    option = named(name)
 
     def read(raw: str) -> Any:
         try:
             return checked(option, raw)
         except SettingsError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise _wrong(str(error)) from None
 
     return read
 
@@ -48,7 +48,7 @@ def destination(raw: str) -> str:
     try:
         destinations.place(raw)
     except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise _wrong(str(error)) from None
     return raw
 
 
@@ -57,14 +57,14 @@ def text(raw: str) -> str:
     try:
         raw.encode()
     except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{raw!r} is not valid text") from None
+        raise _wrong(f"{raw!r} is not valid text") from None
     return raw
 
 
 def count(raw: str) -> int:
     """Read a whole number of at least 1."""
     if not (raw.isascii() and raw.isdecimal() and 0 < len(raw) < 19 and int(raw) > 0):
-        raise argparse.ArgumentTypeError(f"{raw!r} is not a whole number of at least 1")
+        raise _wrong(f"{raw!r} is not a whole number of at least 1")
     return int(raw)
 
 
@@ -74,8 +74,8 @@ def seconds(raw: str) -> float:
         value = float(raw)
     except ValueError:
         value = -1.0
-    if not (value >= 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{raw!r} is not a number of seconds, such as 60 or 0.5")
+    if not 0 <= value < float("inf"):
+        raise _wrong(f"{raw!r} is not a number of seconds, such as 60 or 0.5")
     return value
 
 
@@ -89,6 +89,13 @@ def moment(raw: str) -> float:
     try:
         return datetime.fromisoformat(raw).timestamp()
     except (ValueError, OverflowError, OSError):
-        raise argparse.ArgumentTypeError(
+        raise _wrong(
             f"{raw!r} is neither an ISO time, such as 2025-06-01T12:00, nor an age, such as 90s, 30m, 2h, 7d, 1w"
         ) from None
+
+
+def _wrong(text: str) -> Exception:
+    """Return what tells the parser that a value cannot be right, and why."""
+    from argparse import ArgumentTypeError
+
+    return ArgumentTypeError(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from outtray import consent
 from outtray.cli import outboxes
@@ -17,8 +16,10 @@ from outtray.outbox import erasure, look
 from outtray.outbox.connection import translated
 from outtray.outbox.files import drain_lock_path, exists, gate_path
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
     from outtray.settings import Settings
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING
 
 import outtray
 from outtray.cli.exits import DONE, FINDINGS, KEPT
 from outtray.cli.output import write
 from outtray.testing import FakeServer
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
 
 from outtray import consent
 from outtray.cli import outboxes, processes
@@ -20,8 +19,10 @@ from outtray.outbox.connection import DamageFound
 from outtray.outbox.files import exists
 from outtray.settings import resolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from outtray.errors import OutboxError
 from outtray.outbox.files import gate_path, newest_generation
 from outtray.outbox.gate import Header
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from outtray.settings import Settings
 

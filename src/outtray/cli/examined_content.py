@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
 
 from outtray import consent
 from outtray.cli.examination import NOT_EXAMINED
@@ -15,12 +14,13 @@ from outtray.outbox import sources
 from outtray.outbox.files import database_path, is_blank, is_no_file
 from outtray.outbox.generation import is_missing
 from outtray.outbox.inspect import BAD_HEADER, OF_MESSAGES, TORN, Unreadable, Unstarted, inspect
-from outtray.outbox.store import DELIVERY_SETTINGS
-from outtray.outbox.transaction import ERASING
+from outtray.outbox.transaction import DELIVERY_SETTINGS, ERASING
 from outtray.settings import without_credentials
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from outtray.cli.examination import Examination
     from outtray.settings import Settings

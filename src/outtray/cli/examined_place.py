@@ -8,7 +8,6 @@ import shlex
 import sqlite3
 import stat
 import sys
-from typing import TYPE_CHECKING
 
 from outtray import consent, identity
 from outtray.cli import processes
@@ -26,6 +25,7 @@ from outtray.outbox.files import (
 from outtray.outbox.gate import NO_ROOM, REWRITE_WAL
 from outtray.paths import config_path
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

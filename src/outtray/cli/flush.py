@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from outtray import consent
-from outtray.cli import outboxes, processes, progress
+from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments, count, destination, seconds, setting
 from outtray.cli.exits import DONE, FINDINGS, KEPT, NOT_CONFIGURED
 from outtray.cli.output import age_text, count_text, is_interactive, say, size_text, write, write_json
-from outtray.delivery.status import status
+from outtray.delivery.outlook import Outlook, outlook
+from outtray.delivery.report import FlushReport
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError, SettingsError
-from outtray.outbox import erasure, look, sources
-from outtray.outbox.files import exists, newest_generation
+from outtray.outbox import look
+from outtray.outbox.files import exists, is_alone, newest_generation
 from outtray.settings import resolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
-    from outtray.delivery.flush import FlushReport
     from outtray.settings import Settings
 
 HELP = """Deliver what waits, of every outbox of this user or of one (--app).
@@ -83,14 +84,20 @@ def run(arguments: argparse.Namespace) -> int:
     return next(code for code in _SEVERITY if code in codes)
 
 
-class _Result(NamedTuple):
-    """What came of one outbox: its report and what waits now."""
+class _Result:
+    """What came of one outbox: its report, and what waits now."""
 
-    app: str
-    report: FlushReport
-    pending: int
-    deferred: int
-    oldest_pending_age: float | None
+    def __init__(self, app: str, report: FlushReport, found: Outlook) -> None:
+        self.app = app
+        self.report = report
+        self.pending = found.pending
+        self.deferred = found.deferred
+        self.oldest_pending_age = found.oldest_pending_age
+
+    def count_in(self, before: FlushReport) -> None:
+        """Add what an earlier flush of the same outbox has done."""
+        delivered, dead = self.report.delivered + before.delivered, self.report.dead + before.dead
+        self.report = self.report._replace(delivered=delivered, dead=dead)
 
     @property
     def code(self) -> int:
@@ -129,7 +136,8 @@ class _Run:
             for settings in self._chosen:
                 before = results[settings.app]
                 if before.report.outcome == "postponed":
-                    results[settings.app] = _added(before, self._flush(settings, heed_wait=True))
+                    results[settings.app] = after = self._flush(settings, heed_wait=True)
+                    after.count_in(before.report)
         for result in results.values():
             self._say(result)
         return list(results.values())
@@ -145,9 +153,7 @@ class _Run:
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     def _flush(self, settings: Settings, *, heed_wait: bool) -> _Result:
-        from outtray.delivery.flush import FlushReport
-
-        report, found = FlushReport("drained", reason="nothing waits"), {"pending": 0, "deferred": 0}
+        report, found = FlushReport("drained", reason="nothing waits"), Outlook(settings)
         try:
             if settings.problems:
                 raise SettingsError(f"{settings.problems[0]}; nothing was sent")
@@ -155,43 +161,52 @@ class _Run:
                 _finish_erasure(settings)
             is_damaged = _has_damaged_files(settings)
             try:
-                found = status(settings)
+                found = outlook(settings)
             except OutboxDamaged:  # the delivery goes on in a new file, and saves what it can
                 is_damaged = True
-            if found["pending"] or found["deferred"] or is_damaged:
-                report = self._deliver(settings, found["pending"], heed_wait=heed_wait)
-                found = status(settings)
-            if found.get("erasing"):  # after the delivery, which makes room on a full disk
+            if found.pending or found.deferred or is_damaged:
+                kept = self._kept(settings, found, heed_wait=heed_wait)
+                report = kept or self._deliver(settings, found.pending, heed_wait=heed_wait)
+                found = found if kept else outlook(settings)
+            if found.is_erasing:  # after the delivery, which makes room on a full disk
                 _finish_erasure(settings)
-                found = status(settings)
+                found = outlook(settings)
         except SettingsError as error:
             report = FlushReport("not configured", reason=str(error))
         except OutboxBusy as error:
             report = report._replace(outcome="postponed", reason=str(error), wait=None)
         except (OutboxError, OSError) as error:
             report = report._replace(outcome="failed", reason=str(error))
-        if report.outcome == "limit" and not found["pending"]:
+        if report.outcome == "limit" and not found.pending:
             report = report._replace(outcome="drained")
-        return _Result(settings.app, report, found["pending"], found["deferred"], found.get("oldest_pending_age"))
+        return _Result(settings.app, report, found)
 
-    def _deliver(self, settings: Settings, pending: int, *, heed_wait: bool) -> FlushReport:
-        from outtray.delivery.flush import FlushReport, flush
-
+    def _kept(self, settings: Settings, found: Outlook, *, heed_wait: bool) -> FlushReport | None:
+        """Return the report where all is kept for now, as is known before any is delivered, else None."""
         agreed = consent.decide(settings)
         if agreed.state != consent.GRANTED:
             return FlushReport("denied", reason=f"consent is {agreed.state} ({agreed.reason})")
-        left = self._left()
-        if left == 0.0:
+        if self._left() == 0.0:
             return FlushReport("timeout", reason="the time was over before its turn")
         if self._room == 0:
             return FlushReport("limit", reason="the limit was reached before its turn")
+        return found.stored_wait() if heed_wait else None
+
+    def _deliver(self, settings: Settings, pending: int, *, heed_wait: bool) -> FlushReport:
+        from outtray.cli import progress  # with all that delivers: most runs of cron have nothing to deliver
+        from outtray.delivery.flush import flush
+
         total = pending if self._room is None else min(pending, self._room)
         with (
             outboxes.opened(settings) as outbox,
             progress.shown(settings.app, total, wanted=self._is_talking) as advance,
         ):
-            report = flush(outbox, settings, timeout=left, heed_wait=heed_wait, limit=self._room, progress=advance)
+            report = flush(
+                outbox, settings, timeout=self._left(), heed_wait=heed_wait, limit=self._room, progress=advance
+            )
         if _is_busy(report):
+            from outtray.cli import processes
+
             report = report._replace(reason=str(processes.explained(OutboxBusy(report.reason), settings.directory)))
         if self._room is not None:
             self._room -= min(self._room, report.delivered + report.dead)
@@ -209,6 +224,8 @@ class _Run:
 def _finish_erasure(settings: Settings) -> None:
     """Remove what `consent off` or `forget`, ended before it was through, has left. Raises OutboxError."""
     if exists(settings.directory):
+        from outtray.outbox import erasure
+
         with outboxes.opened(settings) as outbox:
             erasure.finish(outbox)
 
@@ -216,13 +233,6 @@ def _finish_erasure(settings: Settings) -> None:
 def _is_busy(report: FlushReport) -> bool:
     """Tell whether it was not the receiver that could not be reached, but the outbox."""
     return report.outcome == "postponed" and report.wait is None
-
-
-def _added(before: _Result, after: _Result) -> _Result:
-    """Return the result of two flushes of one outbox."""
-    report = after.report
-    delivered, dead = before.report.delivered + report.delivered, before.report.dead + report.dead
-    return after._replace(report=report._replace(delivered=delivered, dead=dead))
 
 
 def _line(result: _Result) -> str:
@@ -250,6 +260,8 @@ def _advice(report: FlushReport) -> str:
     if report.outcome == "held":
         return "put it right, then try at once with --all"
     if report.outcome == "stalled":
+        from outtray.cli import processes
+
         return processes.Process(report.pid or 0).advice
     if report.outcome in ("timeout", "limit"):
         return "run it again for the rest"
@@ -272,10 +284,16 @@ def _dry_run(arguments: argparse.Namespace, chosen: list[Settings]) -> int:
 def _has_damaged_files(settings: Settings) -> bool:
     """Tell whether there are files that a delivery brings messages back from, or did not long ago. Raises OSError."""
     directory = settings.directory
-    return os.path.isdir(directory) and bool(sources.sources(directory, newest_generation(directory)))
+    if not os.path.isdir(directory) or is_alone(directory, newest := newest_generation(directory)):
+        return False
+    from outtray.outbox import sources
+
+    return bool(sources.sources(directory, newest))
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    from outtray.delivery.status import status
+
     found = status(settings)
     count = found["pending"] if arguments.limit is None else min(found["pending"], arguments.limit)
     sizes: list[int] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from outtray import identity
 from outtray.cli import outboxes
@@ -14,6 +13,7 @@ from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
 from outtray.outbox import erasure
 from outtray.outbox.files import exists
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 

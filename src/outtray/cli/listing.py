@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from itertools import islice
-from typing import TYPE_CHECKING, Any
 
 from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments, count, moment, text
@@ -12,8 +11,10 @@ from outtray.cli.exits import DONE
 from outtray.cli.output import age_text, say, size_text, write_json_array, write_table
 from outtray.outbox.upkeep import STATES
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
     from outtray.outbox.look import StoredMessage
 

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
 
-from outtray.cli.arguments import setting
 from outtray.cli.exits import UsageError
 from outtray.cli.output import say
 from outtray.consent import stored
-from outtray.delivery.status import unsalvaged
 from outtray.delivery.target import delivery_settings
-from outtray.errors import DiskFull, OutboxBusy, OutboxDamaged, OutboxError
-from outtray.outbox import look, shared
+from outtray.errors import DiskFull, OutboxBusy, OutboxDamaged, OutboxError, SettingsError
+from outtray.options import checked, named
+from outtray.outbox import look
 from outtray.outbox.connection import translated
 from outtray.outbox.files import exists, has_outbox
 from outtray.outbox.transaction import ERASING
 from outtray.settings import resolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from outtray.outbox.look import StoredMessage
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings
-
-read_app = setting("app")
 
 BETWEEN_PAGES = 0.002
 """Seconds in which the gate is left to others before the next page is read."""
@@ -154,6 +152,8 @@ def unread(settings: Settings) -> str:
     """
     if not exists(settings.directory):
         return ""
+    from outtray.delivery.status import unsalvaged
+
     try:
         with look.look(settings.directory) as view:
             is_all = not unsalvaged(settings.directory, view)
@@ -176,6 +176,8 @@ def cause(error: OutboxError) -> str:
 @contextmanager
 def opened(settings: Settings) -> Iterator[Outbox]:
     """Give the outbox for changing it, and close it afterwards. Raises OutboxError; a busy one with who keeps it."""
+    from outtray.outbox import shared  # which loads all that changes an outbox
+
     try:
         with closing(shared.of(settings)) as outbox:
             yield outbox
@@ -211,7 +213,7 @@ def _has_traces(directory: str) -> bool:
 
 def _is_app(name: str) -> bool:
     try:
-        read_app(name)
-    except argparse.ArgumentTypeError:
+        checked(named("app"), name)
+    except SettingsError:
         return False
     return True

@@ -6,11 +6,11 @@ import errno
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import TextIO
+    from typing import Any, TextIO
 
 _ALSO_PRINTED = "\u00a0\u200c\u200d\u3000"
 """Not printable by Python's word, but harmless in text: spaces, and the joiners in emoji, Persian and Hindi."""

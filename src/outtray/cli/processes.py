@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from outtray.delivery.lock import DrainLock
 from outtray.errors import OutboxBusy
 from outtray.outbox.filelock import FileLock
 from outtray.outbox.files import drain_lock_path, gate_path
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

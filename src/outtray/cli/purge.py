@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments, moment
 from outtray.cli.exits import DONE, UsageError
@@ -11,6 +9,7 @@ from outtray.cli.output import count_text, say, write_json
 from outtray.outbox import upkeep
 from outtray.outbox.files import exists
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
 
 from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments, text
@@ -13,8 +12,10 @@ from outtray.cli.listing import to_json
 from outtray.cli.output import json_text, say, write, write_json
 from outtray.outbox import look
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
     from outtray.outbox.look import StoredMessage
     from outtray.settings import Settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
 
 from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments
@@ -11,8 +10,10 @@ from outtray.cli.exits import DONE
 from outtray.cli.output import age_text, count_text, size_text, write, write_json
 from outtray.delivery.status import status
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
 HELP = """Say what waits in an outbox, and why. The first line answers "why is nothing being sent?"."""
 

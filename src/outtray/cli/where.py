@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from outtray.cli import outboxes
 from outtray.cli.arguments import add_json_argument, add_outbox_arguments
@@ -14,8 +13,10 @@ from outtray.outbox.files import has_outbox
 from outtray.paths import config_path
 from outtray.settings import resolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
     from outtray.settings import Settings
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from outtray import consent, journal
 from outtray.delivery.drain import Drain
 from outtray.delivery.lock import DrainLock
+from outtray.delivery.report import FlushReport
 from outtray.delivery.target import delivery_settings
 from outtray.errors import Held, OutboxBusy, OutboxDamaged, OutboxError, SettingsError
 from outtray.outbox import recovery
 from outtray.outbox.upkeep import tidy
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,29 +25,6 @@ MAX_DAMAGES = 3
 
 POLL = 0.02
 """Seconds between two looks at what another drainer does."""
-
-
-class FlushReport(NamedTuple):
-    """What a flush did.
-
-    *outcome* is "drained" (nothing is due any more), "timeout", "limit", "postponed", "held" (url, key or
-    receiver must be put right), "not configured", "busy" (another drainer is at work), "stalled" (it is
-    stopped; *pid* names it), "denied" (consent forbids sending) or "failed" (the outbox cannot be used).
-    *delivered* and *dead* count messages of this flush; *reason* is a line for people; *wait* the seconds
-    until the next attempt.
-    """
-
-    outcome: str
-    delivered: int = 0
-    dead: int = 0
-    reason: str = ""
-    wait: float | None = None
-    pid: int | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether all that the flush was to deliver is settled."""
-        return self.outcome == "drained"
 
 
 class _Run:

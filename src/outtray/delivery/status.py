@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
 
 from outtray import consent
 from outtray.delivery.target import delivery_settings, required_key
 from outtray.errors import SettingsError
 from outtray.outbox import look, places
-from outtray.outbox.files import exists, generations, kept_wals
+from outtray.outbox.files import exists, is_alone
 from outtray.outbox.records import Cursor
 from outtray.outbox.transaction import ERASING
 from outtray.settings import without_credentials
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from outtray.settings import Settings
 
 REFUSED = ("busy", "damaged", "disk_full", "error", "full", "too_large", "unusable")
@@ -27,7 +29,7 @@ def _of_outbox(
 ) -> dict[str, Any]:
     """Return the part of the status that the outbox itself knows."""
     return {
-        **counts._asdict(),
+        **vars(counts),
         "unsalvaged": unsalvaged,
         "refused": sum(ledger.get(reason, 0) for reason in REFUSED),
         "oldest_pending_age": None if oldest_at is None else max(0.0, time.time() - oldest_at),
@@ -74,8 +76,8 @@ def status(settings: Settings) -> dict[str, Any]:
 
 def unsalvaged(directory: str, view: look.Look) -> int:
     """Return how many damaged files hold messages that were not brought back yet. Raises OutboxError, OSError."""
-    if generations(directory) == [view.generation] and not kept_wals(directory, view.generation):
-        return 0  # at a glance, as nearly always
+    if is_alone(directory, view.generation):
+        return 0
     from outtray.outbox import sources
 
     return len(sources.waiting(directory, view.generation, view.meta))

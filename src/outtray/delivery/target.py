@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from typing import TYPE_CHECKING, Any
 
 from outtray.errors import SettingsError
-from outtray.outbox.store import DELIVERY_SETTINGS
+from outtray.outbox.transaction import DELIVERY_SETTINGS
 from outtray.paths import config_path
 from outtray.settings import without_credentials
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from outtray.outbox.look import Look
     from outtray.outbox.store import Outbox
     from outtray.settings import Settings
@@ -45,4 +46,6 @@ def required_key(needs_key: bool, settings: Settings) -> str | None:
 
 def fingerprint(salt: str, url: str, key: str | None) -> str:
     """Return what a stored wait belongs to, from which neither url nor key can be read."""
-    return hashlib.sha256(f"{salt}\0{url}\0{key or ''}".encode()).hexdigest()[:16]
+    from hashlib import sha256  # which loads OpenSSL
+
+    return sha256(f"{salt}\0{url}\0{key or ''}".encode()).hexdigest()[:16]

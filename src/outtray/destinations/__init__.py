@@ -7,11 +7,11 @@ shape of `Destination`.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
 
 from outtray.errors import SettingsError
 from outtray.forking import importing
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,8 +25,8 @@ DESTINATIONS = {
 """Name to "module:class"; a module is loaded when its destination is used."""
 
 
-class Destination(Protocol):
-    """A wire format, a transport, and the way to read its answers."""
+class Destination:
+    """The shape of a destination, which need not be a subclass: a wire format, a transport, a way to read answers."""
 
     title: str
     """The name for people, as in the brackets of an error."""
@@ -40,6 +40,7 @@ class Destination(Protocol):
         *timeout* is the total deadline in seconds; *meanwhile* is called now and then while the answer is
         awaited. Raises Postponed, Held or Rejected.
         """
+        raise NotImplementedError
 
 
 def place(name: str) -> str:

@@ -108,11 +108,9 @@ def open_for_reading(path: str, *, immutable: bool) -> Connection:
     *immutable* leaves no file behind and needs one that nobody writes, and no WAL.
     Raises OutboxUnusable, sqlite3.Error.
     """
-    from urllib.parse import quote
-
     if not os.path.exists(path):
         return _empty()
-    connection = _connect(path, uri=f"file:{quote(path)}?mode=ro" + ("&immutable=1" if immutable else ""))
+    connection = _connect(path, uri=f"file:{_in_uri(path)}?mode=ro" + ("&immutable=1" if immutable else ""))
     try:
         if connection.execute(sql.IS_EMPTY).fetchone()[0]:  # its creator was killed; the next opener begins again
             connection.close()
@@ -201,6 +199,11 @@ def _empty() -> Connection:
     for statement in sql.SETUP:
         connection.execute(statement)
     return connection
+
+
+def _in_uri(path: str) -> str:
+    """Return *path* as SQLite reads it in a URI. `urllib.parse` would do, but takes 3 ms to load."""
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -63,6 +63,14 @@ def kept_wals(directory: str, generation: int) -> list[str]:
     return [kept_wal_path(directory, generation, number) for number in numbers]
 
 
+def is_alone(directory: str, generation: int) -> bool:
+    """Tell whether *directory* has no database and no log but those of *generation*, as nearly always. Raises OSError.
+
+    Then no damage has left anything in it from which something could be brought back.
+    """
+    return generations(directory) == [generation] and not kept_wals(directory, generation)
+
+
 def open_descriptor(path: str, flags: int) -> int:
     """Return a descriptor of the file, made with mode 0600 if *flags* say so. Raises OSError.
 

@@ -7,7 +7,6 @@ import os
 import sqlite3
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
 
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxUnusable
 from outtray.outbox import sql
@@ -17,6 +16,7 @@ from outtray.outbox.gate import Gate
 from outtray.outbox.generation import current, is_missing
 from outtray.outbox.records import Cursor
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from types import FrameType
@@ -29,42 +29,50 @@ BYTES_AT_ONCE = 2 * 1024 * 1024
 """Bytes of bodies that one look reads, about: SQLite parses 50 to 500 MB of JSON a second."""
 
 
-class Counts(NamedTuple):
+class Counts:
     """How many messages are in each state for one destination; *delivered* is the lifetime's."""
 
-    pending: int = 0
-    deferred: int = 0
-    delivered: int = 0
-    dead: int = 0
-    local: int = 0
+    def __init__(
+        self, *, pending: int = 0, deferred: int = 0, delivered: int = 0, dead: int = 0, local: int = 0
+    ) -> None:
+        self.pending = pending
+        self.deferred = deferred
+        self.delivered = delivered
+        self.dead = dead
+        self.local = local
 
 
-class StoredMessage(NamedTuple):
-    """One message with its state for one destination; moments are Unix seconds, *body* is the JSON text."""
+class StoredMessage:
+    """One message with its state for one destination; moments are Unix seconds, *body* is the JSON text.
 
-    id: int
-    message_id: str
-    event: str
-    accepted_at: float
-    destination: str
-    state: str
-    next_attempt_at: float | None
-    attempts: int
-    status: int | None
-    reason: str | None
-    excerpt: str | None
-    body: str
+    In the *row* of the view a flipped bit may have made any value one of another type.
+    """
+
+    def __init__(self, row: Sequence[Any]) -> None:
+        self.id: int = row[0]
+        self.message_id = _text(row[1])
+        self.event = _text(row[2])
+        self.accepted_at = _number(row[3])
+        self.destination = _text(row[4])
+        self.state = _text(row[5])
+        self.next_attempt_at = None if row[6] is None else _number(row[6])
+        self.attempts = int(_number(row[7]))
+        self.status = None if row[8] is None else int(_number(row[8]))
+        self.reason = None if row[9] is None else _text(row[9])
+        self.excerpt = None if row[10] is None else _text(row[10])
+        self.body = _text(row[11])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
-        return self._asdict()
+        return dict(vars(self))
 
 
-class Page(NamedTuple):
+class Page:
     """Some *messages*, newest first; the next page has the ids below *next_before_id*, None at the end."""
 
-    messages: list[StoredMessage]
-    next_before_id: int | None
+    def __init__(self, messages: list[StoredMessage], next_before_id: int | None) -> None:
+        self.messages = messages
+        self.next_before_id = next_before_id
 
 
 class Look:
@@ -139,7 +147,7 @@ class Look:
                 break
         messages: list[StoredMessage] = []
         for row in self._execute(sql.PAGE, (last_id, first_id, since, state, event, message_id)):
-            message = _message(row)
+            message = StoredMessage(row)
             if len(messages) >= limit and message.id != messages[-1].id:  # it has a row for each destination
                 return Page(messages, messages[-1].id)
             messages.append(message)
@@ -157,7 +165,7 @@ class Look:
 
     def find(self, id: int) -> list[StoredMessage]:
         """Return the message, once for each destination; empty if there is none."""
-        return [_message(row) for row in self._execute(sql.BY_ID, (id,))]
+        return [StoredMessage(row) for row in self._execute(sql.BY_ID, (id,))]
 
     def delivery(self, message: StoredMessage) -> tuple[float, int] | None:
         """Return when the batch of a delivered message was settled, in Unix seconds, and the status of the answer.
@@ -232,27 +240,6 @@ def size(directory: str) -> int:
     reserve = os.path.basename(reserve_path(directory))
     entries = [entry for entry in os.scandir(directory) if entry.name.startswith("outbox-") and entry.name != reserve]
     return sum(entry.stat().st_size for entry in entries)
-
-
-def _message(row: Sequence[Any]) -> StoredMessage:
-    """Return the message in *row*, in which a flipped bit may have made any value one of another type."""
-    id, message_id, event, accepted_at, destination, state, next_attempt_at, attempts, status, reason, excerpt, body = (
-        row
-    )
-    return StoredMessage(
-        id=id,
-        message_id=_text(message_id),
-        event=_text(event),
-        accepted_at=_number(accepted_at),
-        destination=_text(destination),
-        state=_text(state),
-        next_attempt_at=None if next_attempt_at is None else _number(next_attempt_at),
-        attempts=int(_number(attempts)),
-        status=None if status is None else int(_number(status)),
-        reason=None if reason is None else _text(reason),
-        excerpt=None if excerpt is None else _text(excerpt),
-        body=_text(body),
-    )
 
 
 def _text(value: object) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
 
 from outtray import consent, journal
 from outtray.errors import OutboxBusy, OutboxDamaged, OutboxError
@@ -16,8 +15,10 @@ from outtray.outbox.generation import LEFT, SALVAGED, base_id, numbers
 from outtray.outbox.records import checksum, whole_message
 from outtray.outbox.transaction import BYTES_UNDER_THE_GATE, ERASING, ROWS_UNDER_THE_GATE
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from outtray.outbox.store import Outbox
     from outtray.outbox.transaction import Transaction

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from outtray.outbox import pages
 from outtray.outbox.files import database_path, generations, kept_wals
 from outtray.outbox.generation import SALVAGED, numbers
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 

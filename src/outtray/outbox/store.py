@@ -32,9 +32,6 @@ BYTES_BETWEEN_CHECKS = 256 * 1024
 USUAL_FLAGS = (0, consent.CHOICES.index(consent.GRANTED))
 """The flags of the header with which a message is stored as it comes."""
 
-DELIVERY_SETTINGS = "delivery"
-"""Key in `meta` of what drainers need to know of the host's settings, as JSON."""
-
 
 class Outbox(Database):
     """The messages of one application and how far each destination is.

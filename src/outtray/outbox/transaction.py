@@ -20,6 +20,9 @@ BYTES_UNDER_THE_GATE = 1024 * 1024
 ERASING = "erasing"
 """Key in `meta` of an erasure under way: the ledger's word for it, and the last id that it concerns."""
 
+DELIVERY_SETTINGS = "delivery"
+"""Key in `meta` of what drainers need to know of the host's settings, as JSON."""
+
 WITHDRAWN, FORGOTTEN = "withdrawn", "forgotten"
 """The ledger's words for what goes with the consent, and for what goes with everything."""
 
