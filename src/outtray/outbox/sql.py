@@ -271,9 +271,9 @@ BY_ID = f"SELECT {VIEW_COLUMNS} FROM message_states WHERE id = ?"
 DELIVERIES_OF = """SELECT settled_at, status, count > last_id - first_id FROM deliveries
     WHERE destination = ?1 AND first_id <= ?2 AND last_id >= ?2 ORDER BY 3 DESC LIMIT 2"""
 # In the order in which they go: what is tried again, then the log.
-PENDING_SIZES = """SELECT length(CAST(m.body AS BLOB)) FROM exceptions e CROSS JOIN messages m ON m.id = e.id
+PENDING_SIZES = """SELECT ifnull(length(CAST(m.body AS BLOB)), 0) FROM exceptions e CROSS JOIN messages m ON m.id = e.id
     WHERE e.state = 'retry' AND e.destination = ?1
-    UNION ALL SELECT length(CAST(m.body AS BLOB)) FROM messages m
+    UNION ALL SELECT ifnull(length(CAST(m.body AS BLOB)), 0) FROM messages m
     WHERE m.id > coalesce((SELECT id FROM cursors WHERE destination = ?1), 0)
     AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id) LIMIT ?2"""
 
