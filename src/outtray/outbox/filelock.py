@@ -60,6 +60,7 @@ class FileLock:
         self.is_inherited = False
         self.is_open = False
         self._descriptor = -1
+        self._identity = (0, 0)  # device and inode
         _all.add(self)
 
     def open(self, *, create: bool) -> None:
@@ -70,7 +71,9 @@ class FileLock:
         if self.is_inherited:  # perhaps by a fork just now: then the descriptor shares the parent's lock
             self.close()
             raise _inherited()
-        if create and sys.platform != "win32" and os.fstat(self._descriptor).st_mode & 0o777 != 0o600:
+        found = os.fstat(self._descriptor)
+        self._identity = (found.st_dev, found.st_ino)
+        if create and sys.platform != "win32" and found.st_mode & 0o777 != 0o600:
             os.fchmod(self._descriptor, 0o600)
 
     def try_acquire(self) -> bool:
@@ -109,11 +112,13 @@ class FileLock:
 
     def is_at_path(self) -> bool:
         """Tell whether *path* still names the open file (and not a new one, or nothing)."""
+        if not self.is_open:
+            return False
         try:
-            there, here = os.stat(self.path), os.fstat(self._descriptor)
+            there = os.stat(self.path)
         except OSError:
             return False
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+        return (there.st_dev, there.st_ino) == self._identity
 
 
 def _inherited() -> OSError:

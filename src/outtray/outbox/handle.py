@@ -23,8 +23,8 @@ STICKY_ERRORS = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_C
 
 NOTHING_KEPT: tuple[bytes, Header | None] = (b"", None)
 
-TICK, LONG_TICK = 0.05, 4.0
-"""Seconds between two times that a file system tells apart, at most: ten milliseconds, or on FAT two seconds."""
+TICK, LONG_TICK = 0.012, 4.0
+"""Seconds between two times that a file system tells apart, and some: a tick of the kernel is 10 ms, FAT's 2 s."""
 
 FORK_PATIENCE = 1.0
 """Seconds that a fork waits for the gate, to close the file; a child that inherits it open cannot use the outbox."""
@@ -140,30 +140,20 @@ class Handle:
         if header.generation != self._generation:
             return False
         now = time.time()  # before the first look: what changes after the last one has a later time than this
-        directory = self._directory_now()
-        if directory is None:
-            return False
-        if directory == self._compared:
-            return True
         try:
+            here = os.stat(self.directory)
+            directory = (here.st_dev, here.st_ino, here.st_mtime_ns, here.st_ctime_ns)
+            if directory == self._compared:
+                return True
             found = os.stat(self._path)
         except OSError:
             return False
         is_same = (found.st_dev, found.st_ino) == self._identity and self._gate.file.is_at_path()
         # Two changes within a tick of the file system's clock leave the same times. A long one shows in whole seconds.
-        _, _, *times = directory
-        tick = TICK if times[0] % 1_000_000_000 else LONG_TICK
-        is_at_rest = max(times) / 1e9 + tick < now
+        tick = TICK if here.st_mtime_ns % 1_000_000_000 else LONG_TICK
+        is_at_rest = max(here.st_mtime, here.st_ctime) + tick < now
         self._compared = directory if is_same and is_at_rest else None
         return is_same
-
-    def _directory_now(self) -> tuple[int, int, int, int] | None:
-        """Return what tells the directory from another one and from itself before a change, None if there is none."""
-        try:
-            here = os.stat(self.directory)
-        except OSError:
-            return None
-        return here.st_dev, here.st_ino, here.st_mtime_ns, here.st_ctime_ns
 
     def _open(self) -> tuple[Connection, Header]:
         """Open what the header names, or the next generation where that is damaged."""

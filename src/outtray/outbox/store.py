@@ -117,8 +117,7 @@ class Outbox(Database):
             or self._is_wal_doubtful
             or self._ledger.given
             or connection.in_transaction
-            or self._compared is None
-            or self._directory_now() != self._compared
+            or not self._is_at_path(header)
         ):
             return None
         id = header.last_id + 1
