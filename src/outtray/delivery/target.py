@@ -46,6 +46,9 @@ def required_key(needs_key: bool, settings: Settings) -> str | None:
 
 def fingerprint(salt: str, url: str, key: str | None) -> str:
     """Return what a stored wait belongs to, from which neither url nor key can be read."""
-    from hashlib import sha256  # which loads OpenSSL
+    try:
+        from _blake2 import blake2b  # what hashlib has it from, without OpenSSL: 2.5 of the 35 ms of an idle flush
+    except ImportError:
+        from hashlib import blake2b
 
-    return sha256(f"{salt}\0{url}\0{key or ''}".encode()).hexdigest()[:16]
+    return blake2b(f"{salt}\0{url}\0{key or ''}".encode(), digest_size=8).hexdigest()
