@@ -104,7 +104,7 @@ BUGS = (
         "the header is written before the commit",
         "outbox/store.py",
         "        id = header.last_id + 1\n        crc =",
-        "        id = header.last_id + 1\n        file.write(with_last_id(kept, id))\n        crc =",
+        "        id = header.last_id + 1\n        file.write(with_last_id(found, id, self._signature))\n        crc =",
         "kill_points",
         ("--only", "append"),
     ),

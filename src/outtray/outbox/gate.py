@@ -118,9 +118,14 @@ class Header:
         return header
 
 
-def with_last_id(data: bytes, id: int) -> bytes:
-    """Return the bytes of a header with another last_id: all that a message changes in it."""
-    fields = data[:24] + id.to_bytes(8, "little") + data[32 : Header.LAYOUT.size]
+def signature() -> bytes:
+    """Return the fields of a header that say who wrote it, as they stand in the file."""
+    return struct.pack("<II", os.getpid(), boot_number())
+
+
+def with_last_id(data: bytes, id: int, signature: bytes) -> bytes:
+    """Return the bytes of a header after a message: all that it changes are the last_id and who wrote it."""
+    fields = data[:24] + id.to_bytes(8, "little") + data[32:40] + signature
     return fields + zlib.crc32(fields).to_bytes(4, "little")
 
 

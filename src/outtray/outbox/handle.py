@@ -10,7 +10,7 @@ from outtray.errors import DiskFull, OutboxBusy
 from outtray.outbox import opening, places, reserve, sql
 from outtray.outbox.connection import Connection, forbid_all, forked, translated
 from outtray.outbox.files import database_path, gate_path
-from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Gate, Header, new_epoch
+from outtray.outbox.gate import NO_ROOM, REWRITE_WAL, Gate, Header, new_epoch, signature
 from outtray.outbox.ledger import Ledger
 from outtray.outbox.sync import Sync
 
@@ -53,6 +53,7 @@ class Handle:
         self._compared: tuple[int, int, int, int] | None = None  # the directory, when its files were found to be ours
         self._kept = NOTHING_KEPT  # the header that we wrote last, and its bytes: it is still the one if they are
         self._generation = 0
+        self._signature = b""  # who we are, in the header
         self._is_fresh = True  # nothing was appended since the file was opened
         self._ledger = Ledger()
         self._wal = Sync()
@@ -200,6 +201,7 @@ class Handle:
         self._identity = connection.identity
         self._compared = None
         self._generation = header.generation
+        self._signature = signature()
         self._is_fresh = True
         self.openings += 1
         self.unsynced = True  # a program that was killed may have left something that nobody synced

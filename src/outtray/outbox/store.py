@@ -105,10 +105,12 @@ class Outbox(Database):
         """
         (kept, header), connection, file = self._kept, self._connection, self._gate.file
         accepted_at, data, body = content
+        found = file.read(Header.SIZE)
+        if found != kept:
+            header = Header.from_bytes(found)
         if (
             header is None
             or connection is None
-            or file.read(Header.SIZE) != kept
             or header.flags not in USUAL_FLAGS
             or (epoch is not None and epoch != header.epoch)
             or len(data) > self._unchecked
@@ -128,10 +130,10 @@ class Outbox(Database):
             return None
         header.last_id = id
         self._unchecked -= len(data)
-        kept = with_last_id(kept, id)
+        written = with_last_id(found, id, self._signature)
         try:
-            file.write(kept)
-            self._kept = (kept, header)
+            file.write(written)
+            self._kept = (written, header)
         except OSError as error:  # as in `_append`
             journal.failed("writing the header of the gate", error)
         return id
