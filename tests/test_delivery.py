@@ -21,9 +21,8 @@ from outtray.errors import Postponed
 from outtray.outbox import shared
 from outtray.outbox.files import drain_lock_path, gate_path
 from outtray.outbox.store import Outbox
-from outtray.request import exchange
 from outtray.testing import FakeServer
-from tests.conftest import wait_until
+from tests.conftest import exchange, wait_until
 
 Run = Callable[..., CompletedProcess[str]]
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,12 +107,15 @@ class Kept:
     def __init__(self, settings: settings.Settings, key: str | None) -> None:
         del settings, key
 
-    def deliver(self, bodies: list[bytes], timeout: float, meanwhile: Callable[[], None]) -> int:
+    def deliver(self, bodies: Sequence[bytes], timeout: float, meanwhile: Callable[[], None]) -> int:
         """Keep *bodies* and return the status of success."""
         del timeout
         meanwhile()
         self.bodies.extend(bodies)
         return 200
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Use:

@@ -110,6 +110,11 @@ class Drain:
         self.stopped_by: Postponed | Held | None = None
         self.waits_until: float | None = None
 
+    def close(self) -> None:
+        """End what the run began."""
+        if self._destination is not None:
+            self._destination.close()
+
     def step(self) -> float | None:
         """Deliver one batch, with one request at most.
 

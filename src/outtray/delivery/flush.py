@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from outtray import consent, journal
@@ -143,7 +144,8 @@ class _Run:
                 go_on=self._may_go_on,
             )
             heed_wait = True
-            wait = self._steps(drain)
+            with closing(drain):
+                wait = self._steps(drain)
             self._delivered += drain.delivered
             self._dead += drain.dead
             if wait is None:

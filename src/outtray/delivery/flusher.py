@@ -151,6 +151,8 @@ class Flusher:
     def _deliver(self, stopped: threading.Event, leaving: threading.Event) -> float | None:
         """Drain what is due and return the seconds to wait, None until the next message."""
         with forking.importing:
+            from contextlib import closing
+
             from outtray.delivery.drain import Drain
             from outtray.delivery.lock import DrainLock
             from outtray.delivery.target import delivery_settings
@@ -171,8 +173,9 @@ class Flusher:
             slept_out = self._waits_until if time.monotonic() >= self._due else None
             drain = Drain(self._outbox, self.settings, slept_out=slept_out, go_on=go_on, is_leaving=leaving.is_set)
             wait: float | None = 0.0
-            while wait == 0.0 and go_on():
-                wait = drain.step()
+            with closing(drain):
+                while wait == 0.0 and go_on():
+                    wait = drain.step()
         finally:
             lock.release()
         if drain.delivered and self.settings.retention == 0:

@@ -13,7 +13,7 @@ from outtray.errors import SettingsError
 from outtray.forking import importing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from outtray.settings import Settings
 
@@ -34,12 +34,15 @@ class Destination(Protocol):
     def __init__(self, settings: Settings, key: str | None) -> None:
         """Take url and key; the url is set."""
 
-    def deliver(self, bodies: list[bytes], timeout: float, meanwhile: Callable[[], None]) -> int:
+    def deliver(self, bodies: Sequence[bytes], timeout: float, meanwhile: Callable[[], None]) -> int:
         """Deliver encoded messages, all or none, and return the status of the answer.
 
         *timeout* is the total deadline in seconds; *meanwhile* is called now and then while the answer is
         awaited. Raises Postponed, Held or Rejected.
         """
+
+    def close(self) -> None:
+        """End what delivering began, such as threads."""
 
 
 def place(name: str) -> str:
