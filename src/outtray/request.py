@@ -18,7 +18,7 @@ from outtray.errors import AnalyticsAPIError, Postponed, SettingsError
 from outtray.secrets import without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 MAX_ANSWER_BYTES = 256 * 1024
 """Bytes of an answer's body that are read; the rest is left."""
@@ -43,9 +43,10 @@ def post(batch: list[str], timeout: int = 15, *, url: str | None = None) -> requ
         raise AnalyticsAPIError(0, str(error)) from error
     try:
         with closing(batch_line(url, key)) as line:
-            response = line.exchange(json_array([message.encode() for message in batch]), timeout)
+            response = line.exchange(f"[{','.join(batch)}]".encode(), timeout)
     except Postponed as error:
-        raise AnalyticsAPIError(0, without_secrets(str(error), url, key)) from error
+        error.conceal(lambda text: without_secrets(text, url, key))
+        raise AnalyticsAPIError(0, str(error)) from error
     if response.status_code != 200:
         raise AnalyticsAPIError(response.status_code, without_secrets(response.text, url, key))
     return response
@@ -63,11 +64,6 @@ def batch_line(url: str, key: str | None) -> Line:
         headers["authorization"] = f"Bearer {key}"
     place, mark, query = url.partition("#")[0].partition("?")
     return Line("POST", f"{place.rstrip('/')}/batch{mark}{query}", headers)
-
-
-def json_array(bodies: Sequence[bytes]) -> bytes:
-    """Return encoded messages as one JSON array."""
-    return b"[%b]" % b",".join(bodies)
 
 
 def probe(url: str, timeout: float) -> requests.Response:

@@ -140,9 +140,16 @@ BUGS = (
     ),
     Bug(
         "checksums are not compared before sending",
-        "delivery/drain.py",
-        "return None if message.intact else",
-        "return None if True else",
+        "outbox/records.py",
+        "self.intact = found == crc or self.local",
+        "self.intact = True",
+        "bit_flips",
+    ),
+    Bug(
+        "the sum of the checksums is not compared",
+        "outbox/waiting.py",
+        "if len(bodies) == count and sum(checksums(ids, bodies)) == total else None",
+        "if len(bodies) == count else None",
         "bit_flips",
     ),
     Bug(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from outtray.destinations import answers
-from outtray.request import MAX_ANSWER_BYTES, batch_line, json_array
+from outtray.request import MAX_ANSWER_BYTES, batch_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import requests
 
+    from outtray.outbox.records import Batch
     from outtray.settings import Settings
 
 
@@ -24,9 +25,9 @@ class ZenML:
         self._url = settings.url or ""
         self._line = batch_line(self._url, key)
 
-    def deliver(self, bodies: Sequence[bytes], timeout: float, meanwhile: Callable[[], None]) -> int:
-        """Deliver encoded messages, all or none, and return the status. Raises Postponed, Held or Rejected."""
-        response = self._line.exchange(json_array(bodies), timeout, meanwhile)
+    def deliver(self, batch: Batch, timeout: float, meanwhile: Callable[[], None]) -> int:
+        """Deliver the messages, all or none, and return the status. Raises Postponed, Held or Rejected."""
+        response = self._line.exchange(batch.array, timeout, meanwhile)
         if response.status_code != 200:
             raise answers.failure(response, self._url)
         if not _is_own_success(response):
