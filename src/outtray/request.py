@@ -186,7 +186,8 @@ class _Caller:
             self._require_parent()
             prepared, environment = self._prepared = self._prepared or _prepare(session, *self._arguments)
             prepared.prepare_body(body, None)
-            with session.send(prepared, timeout=timeout, allow_redirects=False, **environment) as response:
+            adapter = session.get_adapter(prepared.url or "")  # it knows of no redirects, which are answers
+            with adapter.send(prepared, timeout=timeout, **environment) as response:
                 response._content = _bounded_content(response)
             return response
         except Exception as error:  # all that goes wrong out there is a reason to wait, and is named

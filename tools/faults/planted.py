@@ -95,8 +95,8 @@ BUGS = (
     Bug(
         "redirects are followed",
         "request.py",
-        "allow_redirects=False",
-        "allow_redirects=True",
+        "with adapter.send(",
+        "with session.send(",
         "network",
         ("--only", "redirect"),
     ),
