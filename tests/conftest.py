@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from outtray import settings
+from outtray.request import Line
 from outtray.testing import FakeServer
 
 SRC = Path(__file__).parent.parent / "src"
@@ -94,3 +97,11 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> bool:
             return True
         time.sleep(0.01)
     return bool(condition())
+
+
+def exchange(
+    url: str, body: bytes, headers: dict[str, str], timeout: float, meanwhile: Callable[[], None] | None = None
+) -> requests.Response:
+    """Post *body* as the only request of its line; see `Line.exchange`."""
+    with closing(Line("POST", url, headers)) as line:
+        return line.exchange(body, timeout, meanwhile)

@@ -21,9 +21,8 @@ from outtray.errors import Postponed
 from outtray.outbox import shared
 from outtray.outbox.files import drain_lock_path, gate_path
 from outtray.outbox.store import Outbox
-from outtray.request import exchange
 from outtray.testing import FakeServer
-from tests.conftest import wait_until
+from tests.conftest import exchange, wait_until
 
 Run = Callable[..., CompletedProcess[str]]
 
@@ -189,6 +188,29 @@ def test_a_wait_is_stored_once_the_gate_is_free(server: FakeServer) -> None:
     assert tray.status()["next_attempt_at"] - time.time() > 300
 
 
+def test_one_thread_makes_the_requests_of_a_flush_and_ends_with_it(server: FakeServer) -> None:
+    tray = tray_of(server, "line", max_batch_count=10)
+    track(tray, 100)
+    seen: set[int | None] = set()
+    assert flush(outbox_of(tray), tray.settings, progress=lambda _: seen.update(requesting())).settled
+    assert len(server.requests) == 10
+    assert len(seen) == 1
+    assert wait_until(lambda: not requesting())
+
+
+@pytest.mark.parametrize("mode", ["503", "refuse", "hang"])
+def test_a_flush_that_fails_leaves_no_thread(mode: str, server: FakeServer) -> None:
+    server.set_mode(mode)
+    tray = tray_of(server, "line", timeout=1.0)
+    track(tray, 1)
+    assert not tray.flush(5).settled
+    assert wait_until(lambda: not requesting())
+
+
+def requesting() -> list[int | None]:
+    return [thread.ident for thread in threading.enumerate() if thread.name == "outtray-request"]
+
+
 def test_a_call_that_is_left_by_an_exception_is_abandoned(server: FakeServer) -> None:
     server.set_mode("hang")
 
@@ -198,7 +220,7 @@ def test_a_call_that_is_left_by_an_exception_is_abandoned(server: FakeServer) ->
 
     with pytest.raises(KeyboardInterrupt):
         exchange(server.url + "/batch", b"[]", {}, 60, meanwhile=interrupt)
-    assert wait_until(lambda: all(thread.name != "outtray-request" for thread in threading.enumerate()))
+    assert wait_until(lambda: not requesting())
 
 
 def test_an_abandoned_connection_is_never_used_again(server: FakeServer) -> None:

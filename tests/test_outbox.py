@@ -125,6 +125,11 @@ def test_a_batch_is_bounded_by_bytes_but_never_empty(outbox: Outbox) -> None:
     batch = outbox.pending("zenml", after_id=0, max_count=10, max_bytes=10)
     assert batch is not None
     assert len(batch.messages) == 1
+    for max_bytes, count in ((3008, 2), (3009, 3), (1 << 40, 3)):
+        batch = outbox.pending("zenml", after_id=0, max_count=10, max_bytes=max_bytes)
+        assert batch is not None
+        assert len(batch.ids) == count
+    assert batch.bytes == 3009
 
 
 def test_a_settle_from_before_a_purge_is_dropped(outbox: Outbox) -> None:
@@ -192,6 +197,58 @@ def test_a_local_message_is_recorded_and_never_due(outbox: Outbox) -> None:
     assert counts(outbox) == {"pending": 1, "deferred": 0, "delivered": 0, "dead": 0, "local": 2}
     outbox.settle(take(outbox), status=200, seconds=0.1)
     assert nothing_pending(outbox)
+
+
+def test_messages_that_are_read_as_one_are_what_each_of_them_is(outbox: Outbox) -> None:
+    bodies = ["{}", '{"text": "é, ☃"}', '["][", ","]', BODY, "\n\0,", BODY]
+    for body in bodies:
+        fill(outbox, 1, body=body)
+    for count in (6, 5, 2, 1):
+        batch = take(outbox, count)
+        assert batch.array == f"[{','.join(bodies[:count])}]".encode()
+        assert [message.body.decode() for message in batch.messages] == bodies[:count]
+        assert [message.id for message in batch.messages] == list(batch.ids) == list(range(1, count + 1))
+        assert batch.bytes == sum(len(body.encode()) + 1 for body in bodies[:count])
+        assert not batch.unfit
+
+
+@pytest.mark.parametrize("id", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("change", "is_damage"),
+    [
+        ("body = replace(body, 'xx', 'xy')", True),
+        ("body = body || ' '", True),
+        ("body = 7", True),
+        ("crc = crc + 1", True),
+        ("crc = 'x'", True),
+        ("crc = 9223372036854775807", True),
+        ("body = CAST(body AS BLOB)", False),
+    ],
+)
+def test_a_damaged_message_is_found_among_those_that_are_read_as_one(
+    outbox: Outbox, id: int, change: str, is_damage: bool
+) -> None:
+    fill(outbox, 5)
+    with outbox.writing() as transaction:
+        transaction.execute(f"UPDATE messages SET {change} WHERE id = ?", (id,))
+    assert [message.id for message in take(outbox).unfit] == ([id] if is_damage else [])
+
+
+def test_two_damaged_messages_do_not_make_up_for_one_another(outbox: Outbox) -> None:
+    fill(outbox, 5)
+    with outbox.writing() as transaction:
+        crcs = transaction.execute("SELECT crc FROM messages WHERE id IN (2, 3) ORDER BY id").fetchall()
+        for id, (crc,) in zip((3, 2), crcs, strict=True):
+            transaction.execute("UPDATE messages SET crc = ? WHERE id = ?", (crc, id))
+    assert [message.id for message in take(outbox).unfit] == [2, 3]
+
+
+def test_a_local_message_is_found_among_those_that_are_read_as_one(outbox: Outbox) -> None:
+    fill(outbox, 2)
+    fill(outbox, 2, local=True)
+    with outbox.writing() as transaction:
+        transaction.execute("DELETE FROM exceptions")
+    assert [(message.id, message.local) for message in take(outbox).unfit] == [(3, True), (4, True)]
 
 
 def test_a_message_whose_checksum_does_not_hold_is_not_intact(outbox: Outbox, directory: str) -> None:

@@ -12,8 +12,9 @@ import pytest
 import outtray
 from outtray import AnalyticsAPIError, SourceContext, post, source_context
 from outtray.errors import Postponed
-from outtray.request import MAX_ANSWER_BYTES, exchange
+from outtray.request import MAX_ANSWER_BYTES
 from outtray.testing import FakeServer
+from tests.conftest import exchange
 
 MESSAGES = ['{"message_id": "1"}', '{"message_id": "2", "text": "é"}']
 

@@ -1,4 +1,4 @@
-"""The one place where HTTP happens: `exchange`, and on top of it the seed's `post`."""
+"""The one place where HTTP happens: a `Line`, and on top of it the seed's `post`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import encodings.idna  # noqa: F401 - else loaded by the first request's thread,
 import threading
 import time
 import zlib
+from contextlib import closing
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -36,24 +38,22 @@ def post(batch: list[str], timeout: int = 15, *, url: str | None = None) -> requ
     if url is None:
         raise AnalyticsAPIError(0, "no url is set: give one to configure() or in OUTTRAY_URL")
     try:
-        response = post_batch(url, [message.encode() for message in batch], timeout, key=default.find_key())
-    except (Postponed, SettingsError) as error:
+        key = default.find_key()
+    except SettingsError as error:
+        raise AnalyticsAPIError(0, str(error)) from error
+    try:
+        with closing(batch_line(url, key)) as line:
+            response = line.exchange(f"[{','.join(batch)}]".encode(), timeout)
+    except Postponed as error:
+        error.conceal(lambda text: without_secrets(text, url, key))
         raise AnalyticsAPIError(0, str(error)) from error
     if response.status_code != 200:
-        text = without_secrets(response.text, url, default.find_key())
-        raise AnalyticsAPIError(response.status_code, text)
+        raise AnalyticsAPIError(response.status_code, without_secrets(response.text, url, key))
     return response
 
 
-def post_batch(
-    url: str,
-    bodies: list[bytes],
-    timeout: float,
-    *,
-    key: str | None = None,
-    meanwhile: Callable[[], None] | None = None,
-) -> requests.Response:
-    """Post *bodies* in the seed's format and return whatever answer comes. Raises Postponed as `exchange` does."""
+def batch_line(url: str, key: str | None) -> Line:
+    """Return the line for batches in the seed's format; its errors may show what is secret in *url*."""
     context = source_context.get()
     headers = {
         "accept": "application/json",
@@ -63,119 +63,146 @@ def post_batch(
     if key is not None:
         headers["authorization"] = f"Bearer {key}"
     place, mark, query = url.partition("#")[0].partition("?")
-    target = f"{place.rstrip('/')}/batch{mark}{query}"
-    try:
-        return exchange(target, b"[" + b",".join(bodies) + b"]", headers, timeout, meanwhile)
-    except Postponed as error:
-        error.conceal(lambda text: without_secrets(text, url, key))
-        raise
-
-
-def exchange(
-    url: str,
-    body: bytes,
-    headers: dict[str, str],
-    timeout: float,
-    meanwhile: Callable[[], None] | None = None,
-) -> requests.Response:
-    """Post *body* and return the answer, whatever its status; redirects are answers too and are not followed.
-
-    *timeout* bounds all of it in seconds, name look-up included; *meanwhile* is called every `TICK` in this
-    thread until the answer is there. At most `MAX_ANSWER_BYTES` of the answer are kept, unpacked. Raises
-    Postponed with the reason where no answer came.
-    """
-    return _answered(_Call("POST", url, body, headers, timeout), timeout, meanwhile)
+    return Line("POST", f"{place.rstrip('/')}/batch{mark}{query}", headers)
 
 
 def probe(url: str, timeout: float) -> requests.Response:
     """Ask for *url* without a body, a key or credentials, and return the answer, whatever its status.
 
-    *timeout* in seconds bounds all of it, as in `exchange`. Raises Postponed with the reason where no answer came.
+    *timeout* in seconds bounds all of it, as in `Line.exchange`. Raises Postponed with the reason where none came.
     """
-    return _answered(_Call("HEAD", settings.without_credentials(url) or "", b"", {}, timeout), timeout, None)
+    with closing(Line("HEAD", settings.without_credentials(url) or "", {})) as line:
+        return line.exchange(b"", timeout)
 
 
-def _answered(call: _Call, timeout: float, meanwhile: Callable[[], None] | None) -> requests.Response:
-    is_answered = False
-    try:
-        is_answered = call.wait(timeout, meanwhile)
-    finally:
-        if not is_answered:
-            call.abandon()
-    if not is_answered:
-        raise Postponed(f"no answer within {timeout:.3g} s")
-    return call.result()
+class Line:
+    """Requests to one *url*, one after the other, for which proxies, certificates and credentials are found once.
+
+    A thread of their own makes them, as nothing else bounds a name look-up or a header that trickles in. It starts with
+    the first request, and ends with the line, or where no answer comes.
+    """
+
+    def __init__(self, method: str, url: str, headers: dict[str, str]) -> None:
+        self._arguments = (method, url, headers)
+        self._caller: _Caller | None = None
+
+    def close(self) -> None:
+        """End the thread; the connection is kept for the next line."""
+        caller, self._caller = self._caller, None
+        if caller is not None:
+            caller.end()
+
+    def exchange(self, body: bytes, timeout: float, meanwhile: Callable[[], None] | None = None) -> requests.Response:
+        """Send *body* and return the answer, whatever its status; redirects are answers too and are not followed.
+
+        *timeout* bounds all of it in seconds, name look-up included; *meanwhile* is called every `TICK` in this
+        thread until the answer is there. At most `MAX_ANSWER_BYTES` of the answer are kept, unpacked. Raises
+        Postponed with the reason where no answer came.
+        """
+        caller, self._caller = self._caller or _Caller(*self._arguments), None
+        answer = caller.answer(body, timeout, meanwhile)
+        self._caller = caller
+        return answer
 
 
-class _Call:
-    """One exchange in a thread of its own, as nothing else bounds a name look-up or a header that trickles in."""
+class _Caller:
+    """The thread of a line, and what is found with its first request."""
 
-    def __init__(self, method: str, url: str, body: bytes, headers: dict[str, str], timeout: float) -> None:
+    def __init__(self, method: str, url: str, headers: dict[str, str]) -> None:
         self._depth = forking.depth
-        self._arguments = (method, url, body, headers, timeout)
-        self._done = threading.Event()
-        self._response: requests.Response | None = None
-        self._error: Exception | None = None
-        self._session = sessions.take()
-        try:
-            threading.Thread(target=self._run, name="outtray-request", daemon=True).start()
-        except RuntimeError:  # an interpreter that is ending starts no threads; the timeouts of requests must do
-            self._run()
+        self._arguments = (method, url, headers)
+        self._prepared: tuple[requests.PreparedRequest, Any] | None = None
+        self._has_thread = False
+        self._calls: SimpleQueue[tuple[sessions.Session, bytes, float] | None] = SimpleQueue()
+        self._answers: SimpleQueue[requests.Response | Exception] = SimpleQueue()
 
-    def wait(self, timeout: float, meanwhile: Callable[[], None] | None) -> bool:
-        """Wait for the answer, *timeout* seconds at most; False if there is none by then. Raises Postponed."""
+    def answer(self, body: bytes, timeout: float, meanwhile: Callable[[], None] | None) -> requests.Response:
+        """Do as `Line.exchange`; what raises also ends the thread."""
+        session = sessions.take()
+        answer: requests.Response | Exception | None = None
+        try:
+            self._begin(session, body, timeout)
+            answer = self._wait(timeout, meanwhile)
+        finally:
+            if answer is None:
+                self._abandon(session)
+        if answer is None:
+            raise Postponed(f"no answer within {timeout:.3g} s")
+        if isinstance(answer, Exception):
+            self.end()
+            # Cut off from what requests says, in which the url stands with all its credentials.
+            raise Postponed(_reason(answer)) from None
+        sessions.keep(session)  # here, not in the thread: one that comes late would put back what was abandoned
+        return answer
+
+    def end(self) -> None:
+        """End the thread once it has nothing to do."""
+        self._calls.put(None)
+
+    def _begin(self, session: sessions.Session, body: bytes, timeout: float) -> None:
+        self._calls.put((session, body, timeout))
+        if not self._has_thread:
+            try:
+                threading.Thread(target=self._run, name="outtray-request", daemon=True).start()
+                self._has_thread = True
+            except RuntimeError:  # an interpreter that is ending starts no threads; the timeouts of requests must do
+                self.end()
+                self._run()
+
+    def _wait(self, timeout: float, meanwhile: Callable[[], None] | None) -> requests.Response | Exception | None:
+        """Return what came, None if nothing does within *timeout* seconds. Raises Postponed in a forked child."""
         end = time.monotonic() + timeout
         while True:
             self._require_parent()
             if meanwhile is not None:
                 meanwhile()
             left = end - time.monotonic()
-            if self._done.wait(min(TICK, max(left, 0))):
-                return True
-            if left <= 0:
-                return False
+            try:
+                answer = self._answers.get(timeout=min(TICK, max(left, 0)))
+            except Empty:
+                if left <= 0:
+                    return None
+            else:
+                self._require_parent()
+                return answer
 
     def _require_parent(self) -> None:
         """See that this is still the process that began. Raises Postponed."""
         if forking.depth != self._depth:
             raise Postponed("this process was forked while it waited; the answer goes to its parent")
 
-    def result(self) -> requests.Response:
-        """Return the response, and keep the session for the next call. Raises Postponed."""
-        self._require_parent()
-        if self._error is not None:
-            # Cut off from what requests says, in which the url stands with all its credentials.
-            raise Postponed(_reason(self._error)) from None
-        assert self._response is not None
-        sessions.keep(self._session)  # here, not in the thread: one that comes late would put back what was abandoned
-        return self._response
-
-    def abandon(self) -> None:
+    def _abandon(self, session: sessions.Session) -> None:
         """Shut the connections down, which ends the thread; the session is not used again."""
+        self.end()
         if forking.depth == self._depth:
-            self._session.abandon()
+            session.abandon()
 
     def _run(self) -> None:
-        method, url, body, headers, timeout = self._arguments
+        while (call := self._calls.get()) is not None:
+            self._answers.put(self._answer_to(*call))
+
+    def _answer_to(self, session: sessions.Session, body: bytes, timeout: float) -> requests.Response | Exception:
         try:
             self._require_parent()
-            # Unpacked by us, with a bound: what the server packs is its own choice.
-            with self._session.request(
-                method,
-                url,
-                data=body,
-                headers={**headers, "accept-encoding": "identity"},
-                auth=_authorization(url, headers),
-                timeout=timeout,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
+            prepared, environment = self._prepared = self._prepared or _prepare(session, *self._arguments)
+            prepared.prepare_body(body, None)
+            adapter = session.get_adapter(prepared.url or "")  # it knows of no redirects, which are answers
+            with adapter.send(prepared, timeout=timeout, **environment) as response:
                 response._content = _bounded_content(response)
-            self._response = response
+            return response
         except Exception as error:  # all that goes wrong out there is a reason to wait, and is named
-            self._error = error
-        finally:
-            self._done.set()
+            return error
+
+
+def _prepare(
+    session: sessions.Session, method: str, url: str, headers: dict[str, str]
+) -> tuple[requests.PreparedRequest, Any]:
+    """Return the request without its body, and what requests takes from the environment for it."""
+    # Unpacked by us, with a bound: what the server packs is its own choice.
+    headers = {**headers, "accept-encoding": "identity"}
+    request = requests.Request(method, url, headers, auth=_authorization(url, headers))
+    environment = session.merge_environment_settings(url, {}, stream=True, verify=None, cert=None)
+    return session.prepare_request(request), environment
 
 
 def _authorization(url: str, headers: dict[str, str]) -> Any:

@@ -27,9 +27,6 @@ class Session(requests.Session):
         self.mount("http://", _Adapter(self))
         self.mount("https://", _Adapter(self))
 
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Return None: a redirect is an answer. Else requests reads all of its body, and the place, to have a next."""
-
     def abandon(self) -> None:
         """Shut every connection down."""
         for connection in list(self.connections):

@@ -29,6 +29,7 @@ from outtray.delivery.flush import flush
 from outtray.outbox import look, shared
 from outtray.outbox.files import database_path, newest_generation
 from outtray.outbox.inspect import Unreadable, inspect
+from outtray.outbox.records import Batch
 
 DESTINATION = "kept"
 TRIES = 3
@@ -107,12 +108,15 @@ class Kept:
     def __init__(self, settings: settings.Settings, key: str | None) -> None:
         del settings, key
 
-    def deliver(self, bodies: list[bytes], timeout: float, meanwhile: Callable[[], None]) -> int:
-        """Keep *bodies* and return the status of success."""
+    def deliver(self, batch: Batch, timeout: float, meanwhile: Callable[[], None]) -> int:
+        """Keep the bodies and return the status of success."""
         del timeout
         meanwhile()
-        self.bodies.extend(bodies)
+        self.bodies.extend(message.body for message in batch.messages)
         return 200
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Use:

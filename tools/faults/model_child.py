@@ -70,9 +70,10 @@ class Process:
         try:
             drain = Drain(self._outbox, settings_module.current(), heed_wait=heed_wait)
             wait: float | None = 0.0
-            while wait == 0.0 and steps:
-                wait = drain.step()
-                steps -= 1
+            with contextlib.closing(drain):
+                while wait == 0.0 and steps:
+                    wait = drain.step()
+                    steps -= 1
         finally:
             lock.release()
         return {"wait": wait, "delivered": drain.delivered, "dead": drain.dead}

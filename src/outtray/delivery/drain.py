@@ -111,6 +111,11 @@ class Drain:
         self.stopped_by: Postponed | Held | None = None
         self.waits_until: float | None = None
 
+    def close(self) -> None:
+        """End what the run began."""
+        if self._destination is not None:
+            self._destination.close()
+
     def step(self) -> float | None:
         """Deliver one batch, with one request at most.
 
@@ -162,9 +167,7 @@ class Drain:
         if not self._is_leaving():
             self._settle(batch, list(self._suspects.values()), status, seconds)
             self._forget_suspects()
-            if batch.in_order:
-                self.reached_id = batch.last_id
-            self._resize(seconds, is_full=len(batch.messages) == self._size)
+            self._resize(seconds, is_full=len(batch.ids) == self._size)
         return None
 
     def _resize(self, seconds: float, *, is_full: bool) -> None:
@@ -179,9 +182,8 @@ class Drain:
 
     def _deliver(self, destination: Destination, batch: Batch, timeout: float) -> int:
         """Return the status of the answer. Raises DeliveryError, in which nothing secret is left."""
-        bodies = [message.body for message in batch.messages]
         try:
-            return destination.deliver(bodies, timeout, self._while_waiting_for(batch))
+            return destination.deliver(batch, timeout, self._while_waiting_for(batch))
         except DeliveryError as error:
             error.conceal(lambda text: without_secrets(text, self._settings.url, self._key))
             raise
@@ -195,7 +197,8 @@ class Drain:
             if todo:
                 todo = False
                 self._read_ahead(batch.last_id)
-            self._while_waiting()
+            else:
+                self._while_waiting()
 
         return meanwhile
 
@@ -215,22 +218,20 @@ class Drain:
     def _next_batch(self) -> Batch | None:
         """Return the batch to post now, without messages whose checksum no longer holds, or that are not to be sent."""
         batch, self._ahead = self._ahead, None
-        if batch is None or len(batch.messages) > self._size or not batch.is_of(self._outbox.header()):
+        if batch is None or len(batch.ids) > self._size or not batch.is_of(self._outbox.header()):
             batch = self._read()
-        while batch is not None and (
-            marks := [mark for message in batch.messages if (mark := _mark_of_unfit(message))]
-        ):
-            self._settle(batch.only([mark.message for mark in marks]), marks, 0, 0.0)
+        while batch is not None and batch.unfit:
+            self._settle(batch.only(batch.unfit), [_mark_of_unfit(message) for message in batch.unfit], 0, 0.0)
             batch = self._read()
         return batch
 
     def _read(self, after_id: int = 0, *, is_ahead: bool = False) -> Batch | None:
         """Return the next batch, None if nothing is due; read in slices, between which whoever tracks goes first."""
         whole = self._slice(after_id, self._size, self._settings.max_batch_bytes, is_ahead=is_ahead)
-        while whole is not None and whole.in_order and len(whole.messages) % FIRST_COUNT == 0:
-            count, size = self._size - len(whole.messages), self._settings.max_batch_bytes - whole.bytes
+        while whole is not None and whole.in_order and len(whole.ids) % FIRST_COUNT == 0:
+            count, size = self._size - len(whole.ids), self._settings.max_batch_bytes - whole.bytes
             try:
-                part = self._slice(whole.last_id, count, size, is_ahead=True, taken=len(whole.messages))
+                part = self._slice(whole.last_id, count, size, is_ahead=True, taken=len(whole.ids))
             except OutboxError as error:  # the next step meets it with nothing in hand
                 journal.failed("reading on", error)
                 break
@@ -266,8 +267,8 @@ class Drain:
     def _refused(self, batch: Batch, refusal: Rejected) -> None:
         """Halve until the first bad message stands alone; it is buried when the receiver takes another one."""
         self._ahead = None
-        if len(batch.messages) > 1:
-            self._size = len(batch.messages) // 2
+        if len(batch.ids) > 1:
+            self._size = len(batch.ids) // 2
             self._most = max(self._size, min(FIRST_COUNT, self._most))  # none of those that were larger than usual
             return
         message = batch.messages[0]
@@ -302,9 +303,10 @@ class Drain:
     def _settle(self, batch: Batch, marks: list[Mark], status: int, seconds: float) -> None:
         if not self._write(lambda: self._outbox.settle(batch, marks, status=status, seconds=seconds)):
             return  # purged or withdrawn while it was on its way
-        marked = {mark.message.id for mark in marks}
-        count = sum(message.id not in marked for message in batch.messages)
+        count = len(batch.without({mark.message.id for mark in marks}).ids)
         dead = [mark for mark in marks if mark.state == "dead"]
+        if batch.in_order:
+            self.reached_id = batch.last_id
         self.delivered += count
         self.dead += len(dead)
         if count:
@@ -359,8 +361,8 @@ class Drain:
         return backoff.remaining(cursor.next_attempt_at, time.time())
 
 
-def _mark_of_unfit(message: Message) -> Mark | None:
-    """Return the mark of a message that is not to be posted, None for one that is."""
+def _mark_of_unfit(message: Message) -> Mark:
+    """Return the mark of a message that is not to be posted."""
     if message.local:
         return Mark(message, "local")  # the mark that it had was lost
-    return None if message.intact else Mark(message, "dead", reason="damaged: the checksum does not hold")
+    return Mark(message, "dead", reason="damaged: the checksum does not hold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 from outtray import consent, journal
 from outtray.delivery.drain import Drain
@@ -121,7 +122,8 @@ class _Run:
                 go_on=self._may_go_on,
             )
             heed_wait = True
-            wait = self._steps(drain)
+            with closing(drain):
+                wait = self._steps(drain)
             self._delivered += drain.delivered
             self._dead += drain.dead
             if wait is None:
@@ -146,11 +148,12 @@ class _Run:
 
     def _steps(self, drain: Drain) -> float | None:
         """Step until there is a wait or nothing left; 0 if what was to be delivered is, or the run may not go on."""
+        until_id = float("inf") if self._until_id is None else self._until_id
         wait = drain.step()
         while wait == 0.0:
             if self._progress is not None:
                 self._progress(self._delivered + drain.delivered + self._dead + drain.dead)
-            if self._is_settled() or not self._may_go_on():
+            if (drain.reached_id >= until_id and self._is_settled()) or not self._may_go_on():
                 return 0.0
             wait = drain.step()
         return wait

@@ -154,6 +154,8 @@ class Flusher:
         What is accepted meanwhile is gathered again: chasing it would post a few messages at a time.
         """
         with forking.importing:
+            from contextlib import closing
+
             from outtray.delivery.drain import Drain
             from outtray.delivery.lock import DrainLock
             from outtray.delivery.target import delivery_settings
@@ -175,10 +177,11 @@ class Flusher:
             drain = Drain(self._outbox, self.settings, slept_out=slept_out, go_on=go_on, is_leaving=leaving.is_set)
             newest_id = self._outbox.header().last_id
             wait: float | None = 0.0
-            while wait == 0.0 and go_on():
-                wait = drain.step()
-                if drain.reached_id >= newest_id:
-                    wait = None
+            with closing(drain):
+                while wait == 0.0 and go_on():
+                    wait = drain.step()
+                    if drain.reached_id >= newest_id:
+                        wait = None
         finally:
             lock.release()
         if drain.delivered and self.settings.retention == 0:

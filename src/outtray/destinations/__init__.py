@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from outtray.outbox.records import Batch
     from outtray.settings import Settings
 
 ENTRY_POINTS = "outtray.destinations"
@@ -34,13 +35,17 @@ class Destination:
     def __init__(self, settings: Settings, key: str | None) -> None:
         """Take url and key; the url is set."""
 
-    def deliver(self, bodies: list[bytes], timeout: float, meanwhile: Callable[[], None]) -> int:
-        """Deliver encoded messages, all or none, and return the status of the answer.
+    def deliver(self, batch: Batch, timeout: float, meanwhile: Callable[[], None]) -> int:
+        """Deliver the messages, all or none, and return the status of the answer.
 
-        *timeout* is the total deadline in seconds; *meanwhile* is called now and then while the answer is
-        awaited. Raises Postponed, Held or Rejected.
+        `batch.array` is the JSON array of all, and each of `batch.messages` has its *body*. *timeout* is the total
+        deadline in seconds; *meanwhile* is called now and then while the answer is awaited. Raises Postponed, Held
+        or Rejected.
         """
         raise NotImplementedError
+
+    def close(self) -> None:
+        """End what delivering began, such as threads."""
 
 
 def place(name: str) -> str:

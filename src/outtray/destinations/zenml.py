@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from outtray.destinations import answers
-from outtray.request import MAX_ANSWER_BYTES, post_batch
+from outtray.request import MAX_ANSWER_BYTES, batch_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import requests
 
+    from outtray.outbox.records import Batch
     from outtray.settings import Settings
 
 
@@ -22,16 +23,20 @@ class ZenML:
 
     def __init__(self, settings: Settings, key: str | None) -> None:
         self._url = settings.url or ""
-        self._key = key
+        self._line = batch_line(self._url, key)
 
-    def deliver(self, bodies: list[bytes], timeout: float, meanwhile: Callable[[], None]) -> int:
-        """Deliver encoded messages, all or none, and return the status. Raises Postponed, Held or Rejected."""
-        response = post_batch(self._url, bodies, timeout, key=self._key, meanwhile=meanwhile)
+    def deliver(self, batch: Batch, timeout: float, meanwhile: Callable[[], None]) -> int:
+        """Deliver the messages, all or none, and return the status. Raises Postponed, Held or Rejected."""
+        response = self._line.exchange(batch.array, timeout, meanwhile)
         if response.status_code != 200:
             raise answers.failure(response, self._url)
         if not _is_own_success(response):
             raise answers.not_ours(response)
         return response.status_code
+
+    def close(self) -> None:
+        """End the thread that makes the requests."""
+        self._line.close()
 
 
 def _is_own_success(response: requests.Response) -> bool:

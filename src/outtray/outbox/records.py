@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from itertools import repeat
 
 from outtray.outbox.connection import DamageFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from struct import Struct
 
     from outtray.outbox.gate import Header
     from outtray.outbox.pages import Record
@@ -25,6 +27,11 @@ def checksum(id: int, body: bytes, *, local: bool = False) -> int:
     """
     crc = zlib.crc32(body, id & 0xFFFFFFFF)
     return crc ^ 0xFFFFFFFF if local else crc
+
+
+def checksums(ids: Iterable[int], bodies: Iterable[bytes]) -> Iterator[int]:
+    """Give the `checksum` of each message, with no call of Python for each: of an id crc32 too takes the low bits."""
+    return map(zlib.crc32, bodies, ids)
 
 
 def is_intact(id: int, body: bytes, crc: object) -> bool:
@@ -63,44 +70,90 @@ class Message:
 class Batch:
     """Messages for one request, and of which outbox they are: *generation* and *epoch* must still hold to settle it.
 
-    *in_order* batches are the next of the log, so that settling them moves the cursor; those of *marked* messages
-    have a row each in `exceptions`, which settling them removes.
+    *ids* are theirs, *array* is the JSON array of all, *unfit* are those that are not to be sent. *in_order* batches
+    are the next of the log, so that settling them moves the cursor; those of *marked* messages have a row each in
+    `exceptions`, which settling them removes.
     """
 
-    __slots__ = ("destination", "epoch", "generation", "in_order", "marked", "messages")
+    __slots__ = (
+        "_messages",
+        "_places",
+        "array",
+        "destination",
+        "epoch",
+        "generation",
+        "ids",
+        "in_order",
+        "marked",
+        "unfit",
+    )
 
     def __init__(
-        self, destination: str, messages: list[Message], header: Header, *, in_order: bool, marked: bool = False
+        self,
+        destination: str,
+        messages: list[Message],
+        header: Header | Batch,
+        *,
+        in_order: bool,
+        marked: bool = False,
     ) -> None:
         self.destination = destination
-        self.messages = messages
-        self.generation = header.generation
-        self.epoch = header.epoch
+        self.ids: Sequence[int] = [message.id for message in messages]
+        self.array = b"".join((b"[", b",".join([message.body for message in messages]), b"]"))
+        self.unfit = [message for message in messages if message.local or not message.intact]
+        self.generation: int = header.generation
+        self.epoch: int = header.epoch
         self.in_order = in_order
         self.marked = marked
+        self._messages: list[Message] | None = messages
+        self._places: Struct | None = None
+
+    @classmethod
+    def of_run(cls, destination: str, ids: range, array: bytes, places: Struct, header: Header) -> Batch:
+        """Return the batch of messages that come one after the other in the log, each as it was stored.
+
+        *places* says where in *array* they are, which is taken apart only for who wants to have them one by one.
+        """
+        batch = cls(destination, [], header, in_order=True)
+        batch.ids, batch.array, batch._places, batch._messages = ids, array, places, None
+        return batch
 
     def only(self, messages: list[Message]) -> Batch:
         """Return a batch of some of the messages, whose settling does not move the cursor past the others."""
-        part = Batch.__new__(Batch)
-        part.destination, part.messages, part.in_order = self.destination, messages, False
-        part.generation, part.epoch, part.marked = self.generation, self.epoch, self.marked
-        return part
+        return Batch(self.destination, messages, self, in_order=False, marked=self.marked)
+
+    def without(self, ids: Collection[int]) -> Batch:
+        """Return a batch of the messages that have none of *ids*."""
+        return self.only([message for message in self.messages if message.id not in ids]) if ids else self
+
+    @property
+    def messages(self) -> list[Message]:
+        """The messages one by one."""
+        if self._messages is None:
+            assert self._places is not None
+            bodies = self._places.unpack(self.array)
+            rows = zip(self.ids, checksums(self.ids, bodies), bodies, repeat(0))
+            self._messages = [Message(row) for row in rows]
+        return self._messages
 
     @property
     def last_id(self) -> int:
         """The highest id in the batch."""
-        return self.messages[-1].id
+        return self.ids[-1]
 
     @property
     def bytes(self) -> int:
         """The bytes of the messages, with a comma for each."""
-        return sum(len(message.body) + 1 for message in self.messages)
+        return len(self.array) - 1
 
     def goes_on_with(self, part: Batch, max_bytes: int) -> bool:
         """Take the messages of *part* in and return True, if they come next in the log and are not too many bytes."""
         is_next = self.in_order and part.in_order and part.is_of(self) and part.bytes <= max_bytes
         if is_next:
-            self.messages += part.messages
+            self._messages = self.messages + part.messages
+            self.array = b",".join((self.array[:-1], part.array[1:]))
+            self.ids = [*self.ids, *part.ids]
+            self.unfit = self.unfit + part.unfit
         return is_next
 
     def is_of(self, header: Header | Batch) -> bool:

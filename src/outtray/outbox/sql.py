@@ -142,6 +142,15 @@ DUE_EXCEPTIONS = f"""SELECT {_MESSAGE}, ifnull(CAST(e.attempts AS INTEGER), 0)
 LOG = """SELECT m.id, m.crc, CASE WHEN e.id IS NULL THEN ifnull(CAST(m.body AS BLOB), x'') END, 0
     FROM messages m LEFT JOIN exceptions e ON e.destination = ?1 AND e.id = m.id
     WHERE m.id > ?2 ORDER BY m.id LIMIT ?3"""
+# The ?3 ids behind ?2, or all that are left, two at least, as one row, so that other threads run while SQLite reads:
+# the last id, how many there are, the checksum and the length of each, and all as a JSON array; nothing if
+# one of them has a mark, or the first is so long that ?3 of its kind are more than ?4 bytes.
+RUN = """SELECT last, count(*), group_concat(crc), group_concat(length(CAST(body AS BLOB)), 'sx'), CAST(group_concat(
+        CASE id WHEN ?2 + 1 THEN '[' || body WHEN last THEN body || ']' ELSE body END) AS BLOB)
+    FROM (SELECT min(?2 + ?3, (SELECT max(id) FROM messages)) AS last
+        WHERE ?3 * (SELECT length(body) FROM messages WHERE id = ?2 + 1) <= ?4)
+    CROSS JOIN messages ON id > ?2 AND id <= last
+    WHERE NOT EXISTS (SELECT 1 FROM exceptions WHERE destination = ?1 AND id > ?2 AND id <= last)"""
 NEWEST = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
     AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id)
     ORDER BY m.id DESC LIMIT 1"""

@@ -314,8 +314,7 @@ class Outbox(Database):
 
     def _settle(self, batch: Batch, marks: Sequence[Mark], *, status: int, seconds: float) -> bool:
         destination = batch.destination
-        marked = {mark.message.id for mark in marks if mark.state != "delivered"}
-        done = [message for message in batch.messages if message.id not in marked]
+        done = batch.without({mark.message.id for mark in marks if mark.state != "delivered"})
         with self.writing() as transaction:
             if not batch.is_of(transaction.header):
                 return False
@@ -325,9 +324,9 @@ class Outbox(Database):
             if batch.in_order:
                 execute(sql.ADVANCE, (batch.last_id, destination))
             else:
-                for message in done:
-                    if not transaction.settle_out_of_order(destination, message.id) and batch.marked:
-                        raise DamageFound(f"the mark of message {message.id} is in the index and not in its table")
+                for id in done.ids:
+                    if not transaction.settle_out_of_order(destination, id) and batch.marked:
+                        raise DamageFound(f"the mark of message {id} is in the index and not in its table")
             for mark in marks:
                 transaction.mark(
                     destination,
@@ -342,11 +341,11 @@ class Outbox(Database):
             transaction.advance_over_settled()
             execute(sql.FORGET_PASSED, (destination,))
             transaction.header.settled_id = execute(sql.LOWEST_CURSOR).fetchone()[0]
-            if done:
-                size = sum(len(message.body) for message in done)
-                execute(sql.DELIVERED, (len(done), status, destination))
-                span = (batch.messages[0].id, batch.last_id)
-                execute(sql.ADD_DELIVERY, (destination, *span, time.time(), status, len(done), size, seconds))
+            if done.ids:
+                count, size = len(done.ids), done.bytes - len(done.ids)
+                execute(sql.DELIVERED, (count, status, destination))
+                span = (batch.ids[0], batch.last_id)
+                execute(sql.ADD_DELIVERY, (destination, *span, time.time(), status, count, size, seconds))
             return True
 
     def cursor(self, destination: str) -> Cursor:

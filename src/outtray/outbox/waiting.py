@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from sqlite3 import SQLITE_LIMIT_LENGTH, DataError
+from struct import Struct
 
 from outtray.outbox import sql
 from outtray.outbox.connection import DamageFound
-from outtray.outbox.records import LONGEST_WAIT, Batch, Cursor, Message
+from outtray.outbox.records import LONGEST_WAIT, Batch, Cursor, Message, checksums
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ def due(
     messages = _within(rows, max_count, max_bytes, frozenset(passed_over))
     if messages:
         return Batch(destination, messages, header, in_order=False, marked=True)
+    run = _run(connection, destination, after_id, max_count, max_bytes)
+    if run is not None:
+        return Batch.of_run(destination, *run, header)
     messages = _within(_log(connection, destination, after_id, max_count), max_count, max_bytes, frozenset())
     if not messages:
         return None
@@ -64,6 +69,31 @@ def require_sound_marks(connection: sqlite3.Connection) -> None:
     unknown = connection.execute(sql.UNKNOWN_STATES).fetchone()
     if unknown or by_table != connection.execute(sql.MARKS_BY_INDEX).fetchone():
         raise DamageFound("the marks of messages and their index disagree")
+
+
+def _run(
+    connection: sqlite3.Connection, destination: str, after_id: int, max_count: int, max_bytes: int
+) -> tuple[range, bytes, Struct] | None:
+    """Return the next ids, their messages as a JSON array, and where in it each is: *max_count*, or all that are left.
+
+    None if there is more to say of any of them: an id is missing or has a mark, a message is not as it was stored or
+    not to be sent, or they are more than *max_bytes*.
+    """
+    usual = connection.getlimit(SQLITE_LIMIT_LENGTH)
+    connection.setlimit(SQLITE_LIMIT_LENGTH, min(max_bytes + 2, usual))  # a bracket, and a byte that SQLite keeps
+    try:
+        row = connection.execute(sql.RUN, (destination, after_id, max_count, max_bytes)).fetchone()
+    except DataError:  # too many bytes
+        return None
+    finally:
+        connection.setlimit(SQLITE_LIMIT_LENGTH, usual)
+    last_id, count, crcs, lengths, array = row
+    if not count or count != last_id - after_id or array is None:
+        return None
+    ids, places = range(after_id + 1, last_id + 1), Struct(f"x{lengths}sx")
+    bodies = places.unpack(array) if places.size == len(array) else ()
+    is_sound = len(bodies) == count and ",".join(map(str, checksums(ids, bodies))) == crcs
+    return (ids, array, places) if is_sound else None
 
 
 def _log(connection: sqlite3.Connection, destination: str, after_id: int, max_count: int) -> Iterator[Sequence[object]]:
