@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEADLINE = 2.0
 """Seconds that a call waits for the gate; a stopped process may hold it for ever."""
 
-_FIRST_PAUSE, _LAST_PAUSE = 0.004, 0.0001  # seconds; pauses shrink, so that who waited longest asks most often
+_FIRST_PAUSE, _LAST_PAUSE = 0.012, 0.0001  # seconds; pauses shrink, so that who waited longest asks most often
 
 
 CHOICE_BITS = 0b11
