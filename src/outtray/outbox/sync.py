@@ -155,8 +155,8 @@ class Sync:
     def _lengthen(self) -> None:
         """Write zeros behind the log, which SQLite takes for its end; only inside the gate."""
         self._is_growing = False
-        end = os.fstat(self._descriptor).st_size
         try:
+            end = os.fstat(self._descriptor).st_size
             self._size = end + write(self._descriptor, bytes(LOG_AHEAD), end)
         except OSError as error:  # no room, perhaps: then the log grows as it needs to
             journal.failed("making the log longer", error)
