@@ -334,7 +334,7 @@ class _Trial:
     def go(self, count: int, seconds: float) -> None:
         self._host(count, seconds)
         requests = self._arena.server.requests
-        # At its end a program waits 40 ms for the answer on its way, then leaves; that batch goes once more.
+        # At its end a program waits a moment for the answer on its way, then leaves; that batch goes once more.
         self._on_the_way = set(requests[-1].message_ids) if requests else set()
         self._flush_in_vain()
         self._arena.heal()
