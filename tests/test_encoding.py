@@ -566,6 +566,35 @@ def test_message_ids_of_forked_children_are_distinct() -> None:
     assert len(made) == len(set(made)) == 2500
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_child_that_a_handler_forks_while_random_bits_are_fetched_uses_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader, writer = os.pipe()
+    pids = []
+
+    def urandom_with_handler(size: int, urandom: Callable[[int], bytes] = os.urandom) -> bytes:
+        bits = urandom(size)
+        if not pids:
+            pids.append(os.fork())
+        return bits
+
+    monkeypatch.setattr(encoding, "_noise", iter(()))
+    monkeypatch.setattr(os, "urandom", urandom_with_handler)
+    made = [new_message_id() for _ in range(50)]  # the first was begun before the fork, and is the parent's
+    if pids[0] == 0:
+        with open(writer, "w") as file:
+            file.write(" ".join(made[1:]))
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as file:
+        others = file.read().split()
+    assert os.waitpid(pids[0], 0)[1] == 0
+    assert len(others) == 49
+    assert not {id[13:] for id in made} & {id[13:] for id in others}
+
+
 # Timestamps
 
 

@@ -143,13 +143,14 @@ def new_message_id() -> str:
 def _more_noise() -> str:
     """Return the part of a message id that follows the time, and keep more of them for later."""
     global _noise, _noise_pid
+    pid = os.getpid()  # before all else: a child that a signal handler forks in here has what the parent has
     digits = os.urandom(9 * NOISE_AT_ONCE).hex()
     parts = [digits[place : place + 18] for place in range(0, len(digits), 18)]
     fresh = iter([f"-7{part[:3]}-8{part[3:6]}-{part[6:]}" for part in parts])
     first = next(fresh)
     _noise_pid = 0  # between these lines no thread or handler may take the old ones for this process's
     _noise = fresh
-    _noise_pid = os.getpid()
+    _noise_pid = pid
     return first
 
 
