@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,9 @@ from outtray import AnalyticsAPIError, SourceContext, post, source_context
 from outtray.errors import Postponed
 from outtray.request import MAX_ANSWER_BYTES
 from outtray.testing import FakeServer
-from tests.conftest import exchange
+from tests.conftest import exchange, wait_until
+
+Addresses = list[tuple[Any, ...]]
 
 MESSAGES = ['{"message_id": "1"}', '{"message_id": "2", "text": "é"}']
 
@@ -130,3 +133,61 @@ def test_what_happens_while_the_answer_is_awaited_is_up_to_the_caller(server: Fa
     calls: list[float] = []
     exchange(server.url + "/batch", b"[]", {}, 10, meanwhile=lambda: calls.append(time.monotonic()))
     assert len(calls) >= 2
+
+
+# What was given up
+
+
+def request_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "outtray-request"]
+
+
+def test_a_request_that_was_given_up_during_the_look_up_is_not_sent_later(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up = threading.Event()
+
+    def slow(*arguments: Any, look_up: Any = socket.getaddrinfo, **options: Any) -> Addresses:
+        time.sleep(0.6)
+        looked_up.set()
+        found: Addresses = look_up(*arguments, **options)
+        return found
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with pytest.raises(Postponed, match="no answer within"):
+        exchange(server.url, b"[]", {}, 0.2)
+    assert looked_up.wait(10)
+    assert wait_until(lambda: not request_threads())
+    assert not server.requests
+
+
+def test_a_dead_first_address_leaves_time_for_the_second(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = int(server.url.rpartition(":")[2])
+    with socket.socket() as dead, socket.socket() as waiting, socket.socket() as other:
+        dead.bind(("127.0.0.2", port))
+        dead.listen(0)
+        for each in (waiting, other):  # which fill its queue, so that the kernel drops all further ones
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.2", port))
+
+        def two(*arguments: Any, look_up: Any = socket.getaddrinfo, **options: Any) -> Addresses:
+            found: Addresses = look_up(*arguments, **options)
+            return [(*found[0][:4], ("127.0.0.2", port)), *found]
+
+        monkeypatch.setattr(socket, "getaddrinfo", two)
+        assert exchange(f"http://127.0.0.1:{port}/batch", b'[{"message_id": "1"}]', {}, 4.0).status_code == 200
+    assert len(server.requests) == 1
+
+
+def test_an_interrupted_flush_leaves_no_thread_behind(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    tray = outtray.Tray(app="interrupted", url=server.url, flush="manual")
+    assert tray.track("event")
+    with monkeypatch.context() as patched:
+        patched.setattr("outtray.sessions.keep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tray.flush(10)
+    assert wait_until(lambda: not request_threads())
+    assert tray.flush(10).settled

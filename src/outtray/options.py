@@ -60,7 +60,11 @@ OPTIONS = (
     ),
     Option("max_batch_bytes", "bytes", 4 * MIB, "bytes", "Bytes of messages in one request, at most"),
     Option(
-        "timeout", "deadline", 15.0, "s", "Total deadline of one request, from the first byte out to the last one in"
+        "timeout",
+        "deadline",
+        15.0,
+        "s",
+        "Total deadline of one request, from the look-up of its name on",
     ),
 )
 

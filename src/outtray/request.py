@@ -99,10 +99,13 @@ class Line:
         thread until the answer is there. At most `MAX_ANSWER_BYTES` of the answer are kept, unpacked. Raises
         Postponed with the reason where no answer came.
         """
-        caller, self._caller = self._caller or _Caller(*self._arguments), None
-        answer = caller.answer(body, timeout, meanwhile)
-        self._caller = caller
-        return answer
+        if self._caller is None:
+            self._caller = _Caller(*self._arguments)
+        try:
+            return self._caller.answer(body, timeout, meanwhile)
+        except BaseException:
+            self.close()
+            raise
 
 
 class _Caller:
@@ -187,7 +190,8 @@ class _Caller:
             prepared, environment = self._prepared = self._prepared or _prepare(session, *self._arguments)
             prepared.prepare_body(body, None)
             adapter = session.get_adapter(prepared.url or "")  # it knows of no redirects, which are answers
-            with adapter.send(prepared, timeout=timeout, **environment) as response:
+            # A name may have several addresses, of which the first may be dead.
+            with adapter.send(prepared, timeout=(timeout / 2, timeout), **environment) as response:
                 response._content = _bounded_content(response)
             return response
         except Exception as error:  # all that goes wrong out there is a reason to wait, and is named
@@ -269,6 +273,3 @@ def _inside(error: BaseException) -> BaseException | None:
     if not isinstance(inner, BaseException):
         inner = next((argument for argument in error.args if isinstance(argument, BaseException)), None)
     return inner
-
-
-# Secrets, which receivers and libraries repeat in what they say

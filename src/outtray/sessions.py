@@ -24,11 +24,13 @@ class Session(requests.Session):
         super().__init__()
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # they would tell the receiver who it was
         self.connections: list[_Tracked] = []
+        self.is_abandoned = False
         self.mount("http://", _Adapter(self))
         self.mount("https://", _Adapter(self))
 
     def abandon(self) -> None:
-        """Shut every connection down."""
+        """Shut every connection down; what is just being looked up or connected sends nothing any more."""
+        self.is_abandoned = True
         for connection in list(self.connections):
             connection.shut_down()
         self.close()
@@ -40,7 +42,7 @@ class _Adapter(HTTPAdapter):
     query = ""
 
     def __init__(self, session: Session) -> None:
-        self.connected = session.connections.append
+        self.session = session
         super().__init__(pool_connections=1, pool_maxsize=1)
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
@@ -116,10 +118,14 @@ class _Tracked:
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
-        self.of.connected(self)
+        self.of.session.connections.append(self)
+        if self.of.session.is_abandoned:  # it was shut down, or comes too late for that
+            self.shut_down()
 
     def putrequest(self, method: str, url: str, *arguments: Any, **options: Any) -> None:
-        """Begin a request, with the query that was kept out of its target."""
+        """Begin a request, with the query that was kept out of its target. Raises OSError where nobody waits for it."""
+        if self.of.session.is_abandoned:
+            raise OSError("its deadline is over")
         super().putrequest(method, url + self.of.query, *arguments, **options)  # type: ignore[misc]
 
     def shut_down(self) -> None:
