@@ -292,3 +292,23 @@ def test_what_a_program_without_stdin_and_stderr_prints_goes_into_no_file_of_the
     directory = home / ".local/state/outtray/closed"
     assert all(b"printed by" not in path.read_bytes() for path in directory.iterdir())
     assert len(server.received) == 1
+
+
+@pytest.mark.parametrize("look", [outtray.Tray.status, outtray.Tray.flush])
+def test_what_a_torn_look_or_flush_had_locked_is_free_again(
+    look: Callable[[outtray.Tray], object], server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tray = outtray.Tray(app="torn", url=server.url, flush="manual")
+    assert tray.track("event")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        for name in ("release", "close"):
+            patched.setattr(f"outtray.outbox.filelock.FileLock.{name}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            look(tray)
+    gc.collect()
+    assert tray.track("event")
+    assert tray.flush(10).settled

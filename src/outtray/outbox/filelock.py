@@ -17,6 +17,7 @@ from outtray.outbox.files import open_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 if sys.platform == "win32":
@@ -75,6 +76,11 @@ class FileLock:
         self._identity = (found.st_dev, found.st_ino)
         if create and sys.platform != "win32" and found.st_mode & 0o777 != 0o600:
             os.fchmod(self._descriptor, 0o600)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # Of a call that an exception of a signal handler tore, wherever it was: nobody else could give the lock back.
+        if self._descriptor >= 0:
+            close(self._descriptor)
 
     def try_acquire(self) -> bool:
         """Take the lock and return True, or False at once if somebody has it. Raises OSError."""
