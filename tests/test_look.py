@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import outtray
 from outtray.cli import main
 from outtray.outbox import look, sql
 from outtray.outbox.connection import open_database
@@ -27,6 +28,24 @@ Capture = pytest.CaptureFixture[str]
 
 COUNT = 5_000
 """Messages: more than one look visits."""
+
+
+def test_a_nul_in_a_name_is_not_its_end(home: Path, capsys: Capture) -> None:
+    tray = outtray.Tray(app="a", flush="manual")
+    for event, message_id in (("a", "m"), ("a\0b", "m\0x"), ("b", r"\\u0000")):
+        assert tray.track(event, message_id=message_id)
+    assert main(["list", "--json", "--app", "a"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(each["event"], each["message_id"]) for each in listed] == [
+        ("b", r"\\u0000"),
+        ("a\0b", "m\0x"),
+        ("a", "m"),
+    ]
+    for event, count in (("a", 1), ("a\0b", 1), ("b", 1)):
+        main(["list", "--json", "--app", "a", "--event", event])
+        assert len(json.loads(capsys.readouterr().out)) == count
+    assert main(["show", "--app", "a", "m"]) == 0
+    assert "m\\0x" not in capsys.readouterr().out
 
 
 def body(id: int) -> str:

@@ -118,6 +118,10 @@ class Header:
         return header
 
 
+_BEFORE_ID = struct.calcsize("<8sHHIQ")
+_BEHIND_ID = _BEFORE_ID + 8
+
+
 def signature() -> bytes:
     """Return the fields of a header that say who wrote it, as they stand in the file."""
     return struct.pack("<II", os.getpid(), boot_number())
@@ -125,7 +129,7 @@ def signature() -> bytes:
 
 def with_last_id(data: bytes, id: int, signature: bytes) -> bytes:
     """Return the bytes of a header after a message: all that it changes are the last_id and who wrote it."""
-    fields = data[:24] + id.to_bytes(8, "little") + data[32:40] + signature
+    fields = data[:_BEFORE_ID] + id.to_bytes(8, "little") + data[_BEHIND_ID : -len(signature) - 4] + signature
     return fields + zlib.crc32(fields).to_bytes(4, "little")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sqlite3
@@ -61,6 +62,8 @@ class StoredMessage:
         self.reason = None if row[9] is None else _text(row[9])
         self.excerpt = None if row[10] is None else _text(row[10])
         self.body = _text(row[11])
+        if sql.NUL in self.body:
+            self.message_id, self.event = _uncut(self.body, self.message_id, self.event)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -148,6 +151,8 @@ class Look:
         messages: list[StoredMessage] = []
         for row in self._execute(sql.PAGE, (last_id, first_id, since, state, event, message_id)):
             message = StoredMessage(row)
+            if event not in (None, message.event) or message_id not in (None, message.message_id):
+                continue
             if len(messages) >= limit and message.id != messages[-1].id:  # it has a row for each destination
                 return Page(messages, messages[-1].id)
             messages.append(message)
@@ -240,6 +245,16 @@ def size(directory: str) -> int:
     reserve = os.path.basename(reserve_path(directory))
     entries = [entry for entry in os.scandir(directory) if entry.name.startswith("outbox-") and entry.name != reserve]
     return sum(entry.stat().st_size for entry in entries)
+
+
+def _uncut(body: str, *cut: str) -> list[str]:
+    """Return message_id and event as they stand in *body*; what is no text there stays as it was *cut*."""
+    try:
+        message = json.loads(body)
+        found = (message.get("message_id"), message.get("event", message.get("type")))
+    except (ValueError, AttributeError, RecursionError):
+        return list(cut)
+    return [whole if isinstance(whole, str) else text for whole, text in zip(found, cut, strict=True)]
 
 
 def _text(value: object) -> str:

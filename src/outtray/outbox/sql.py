@@ -254,10 +254,14 @@ LEDGER = "SELECT reason, count FROM ledger ORDER BY reason"
 VIEW_COLUMNS = (
     "id, message_id, event, accepted_at, destination, state, next_attempt_at, attempts, status, reason, excerpt, body"
 )
+NUL = r"\u0000"
+"""How the character stands in a body: the functions of SQLite cut a text there, so who looks must compare again."""
+
 # Newest first, between two ids.
 PAGE = f"""SELECT {VIEW_COLUMNS} FROM message_states
     WHERE id BETWEEN ?1 AND ?2 AND accepted_at >= ?3 AND (?4 IS NULL OR state = ?4)
-    AND (?5 IS NULL OR event = ?5) AND (?6 IS NULL OR message_id = ?6) ORDER BY id DESC"""
+    AND (?5 IS NULL OR event = ?5 OR instr(body, '{NUL}')) AND (?6 IS NULL OR message_id = ?6 OR instr(body, '{NUL}'))
+    ORDER BY id DESC"""
 # Where a page begins: the highest id below ?1 that may be in the state ?2; 0 if there is none. The ids that the
 # cursors tell of are a range, the others have an index.
 _BELOW = "coalesce((SELECT max(id) FROM messages WHERE id < {}), 0)"
