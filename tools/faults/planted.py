@@ -103,8 +103,8 @@ BUGS = (
     Bug(
         "the header is written before the commit",
         "outbox/store.py",
-        "        id = header.last_id + 1\n        crc =",
-        "        id = header.last_id + 1\n        file.write(with_last_id(found, id, self._signature))\n        crc =",
+        "        id = header.last_id + 1\n        try:",
+        "        id = header.last_id = header.last_id + 1\n        self._gate.write(header)\n        try:",
         "kill_points",
         ("--only", "append"),
     ),
