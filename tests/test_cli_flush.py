@@ -462,7 +462,7 @@ def test_a_dry_run_tells_of_a_stored_wait(server: FakeServer, capsys: Capture) -
     server.set_mode("503", retry_after=600)
     fill("a", 3, url=server.url)
     main(["flush"])
-    for words, held_back in ([], True), (["--all"], False):
+    for words, held_back in ([], True), (["--all"], False), (["--url", f"{server.url}/other"], False):
         assert main(["flush", "--dry-run", "--json", *words]) == 0
         (plan,) = json.loads(capsys.readouterr().out)
         assert plan["held_back"] is held_back

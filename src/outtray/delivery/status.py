@@ -6,7 +6,7 @@ import os
 import time
 
 from outtray import consent
-from outtray.delivery.target import delivery_settings, required_key
+from outtray.delivery.target import delivery_settings, is_meant, required_key
 from outtray.errors import SettingsError
 from outtray.outbox import look, places
 from outtray.outbox.files import exists, is_alone
@@ -59,6 +59,9 @@ def status(settings: Settings) -> dict[str, Any]:
             name = settings.destination
             counts, cursor, left = view.counts(name), view.cursor(name), unsalvaged(settings.directory, view)
             found = _of_outbox(counts, cursor, view.oldest_pending_at(name), view.ledger(), left)
+            needs_key, salt = bool(stored.get("needs_key")), view.meta("salt") or ""
+            if not is_meant(cursor.fingerprint, salt, settings, needs_key=needs_key):
+                found |= {"next_attempt_at": None, "held": None}  # another url or key is due at once
         size = look.size(settings.directory)
     result = {
         "app": settings.app,

@@ -44,6 +44,18 @@ def required_key(needs_key: bool, settings: Settings) -> str | None:
     return key
 
 
+def is_meant(wait: str | None, salt: str, settings: Settings, *, needs_key: bool) -> bool:
+    """Tell whether the fingerprint *wait* of a stored wait is that of the url and key in *settings*.
+
+    Also where these are not known here: then they are the host's.
+    """
+    try:
+        key = required_key(needs_key, settings)
+    except SettingsError:
+        return True
+    return settings.url is None or wait == fingerprint(salt, settings.url, key)
+
+
 def fingerprint(salt: str, url: str, key: str | None) -> str:
     """Return what a stored wait belongs to, from which neither url nor key can be read."""
     try:
