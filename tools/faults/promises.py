@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from faults.traced import ForkServer
 from outtray.outbox import sql
 from outtray.outbox.records import is_intact
 from outtray.testing import FakeServer
+
+READ_WITHIN = 0.5
+"""Seconds that a receiver is given to read what is on its way, at most."""
 
 STATES = "SELECT id, state FROM message_states"
 
@@ -170,6 +174,7 @@ def go_on(
 
     *before* is what was stored and *delivered* what was received before *server* began its record.
     """
+    _let_read(server)
     earlier = Received.by(server)
     outcome = workers.run("go_on", folder, server.url)
     found: list[str] = []
@@ -188,6 +193,13 @@ def go_on(
     found += _undelivered(promised, before, after, delivered, received)
     found += _badly_delivered(after, delivered, earlier, received)
     return GoneOn(found, outcome.last("ledger") or {}, received, after)
+
+
+def _let_read(server: FakeServer) -> None:
+    """Give *server* a moment to read what a program had sent that is gone: on a busy machine that may come later."""
+    end = time.monotonic() + READ_WITHIN
+    while server._listener is not None and server._listener._connections and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def _undelivered(
