@@ -30,7 +30,7 @@ LOOK_AGAIN = 0.05
 """Seconds after which a waiting thread looks for itself whether somebody syncs, at most: its call may be lost."""
 
 LOG_AHEAD = 256 * 1024
-"""Bytes by which the log is made longer at once: a sync of what lies within the file has no size and blocks to write."""
+"""Bytes by which the log is made longer at once: a sync of what lies within it has no size and no blocks to write."""
 
 
 class Waiter:
