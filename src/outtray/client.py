@@ -117,9 +117,8 @@ class Client:
         despite_denial: bool = False,
     ) -> tuple[bool, str]:
         """Record an event. *despite_denial* lets it pass a denied consent; see the setting `consent_events`."""
-        name = event if type(event) is str else as_text(event)
-        members = f'"event":{quoted(name)},"properties":{encoded_dict(properties)}'
-        return self._store("track", user_id, members, message_id, timestamp, despite_denial)
+        text = encoded_dict(properties)
+        return self.track_encoded(user_id, event, text, message_id, timestamp, despite_denial)
 
     def track_encoded(
         self,
