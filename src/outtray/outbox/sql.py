@@ -134,23 +134,27 @@ COUNT_IN_LEDGER = """INSERT INTO ledger (reason, count) VALUES (?, ?)
     ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count"""
 
 _MESSAGE = "m.id, m.crc, ifnull(CAST(m.body AS BLOB), x'')"
+_IS_DUE = """e.state IN ('retry', 'deferred') AND e.destination = {}
+        AND (e.next_attempt_at <= {} OR e.next_attempt_at > {})"""
 DUE_EXCEPTIONS = f"""SELECT {_MESSAGE}, ifnull(CAST(e.attempts AS INTEGER), 0)
     FROM exceptions e CROSS JOIN messages m ON m.id = e.id
-    WHERE e.state IN ('retry', 'deferred') AND e.destination = ?1
-    AND (e.next_attempt_at <= ?2 OR e.next_attempt_at > ?3) ORDER BY e.id"""
+    WHERE {_IS_DUE.format("?1", "?2", "?3")} ORDER BY e.id"""
 # The next ?3 of the log; those that have a mark without their body. It ends however the pages of a damaged file lie.
 LOG = """SELECT m.id, m.crc, CASE WHEN e.id IS NULL THEN ifnull(CAST(m.body AS BLOB), x'') END, 0
     FROM messages m LEFT JOIN exceptions e ON e.destination = ?1 AND e.id = m.id
     WHERE m.id > ?2 ORDER BY m.id LIMIT ?3"""
-# The ?3 ids behind ?2, or all that are left, two at least, as one row, so that other threads run while SQLite reads:
-# the last id, how many there are, the checksum and the length of each, and all as a JSON array; nothing if
-# one of them has a mark, or the first is so long that ?3 of its kind are more than ?4 bytes.
-RUN = """SELECT last, count(*), group_concat(crc), group_concat(length(CAST(body AS BLOB)), 'sx'), CAST(group_concat(
-        CASE id WHEN ?2 + 1 THEN '[' || body WHEN last THEN body || ']' ELSE body END) AS BLOB)
-    FROM (SELECT min(?2 + ?3, (SELECT max(id) FROM messages)) AS last
-        WHERE ?3 * (SELECT length(body) FROM messages WHERE id = ?2 + 1) <= ?4)
-    CROSS JOIN messages ON id > ?2 AND id <= last
-    WHERE NOT EXISTS (SELECT 1 FROM exceptions WHERE destination = ?1 AND id > ?2 AND id <= last)"""
+# The ?3 ids behind ?2 and the cursor, or all that are left, two at least, as one row, so that other threads run while
+# SQLite reads: the ids around them, how many there are, the checksum and the length of each, and all as a JSON array.
+# Nothing if something else is due first (?5, ?6: as in DUE_EXCEPTIONS), the cursor is missing or damaged, one
+# of them has a mark, or the first is so long that ?3 of its kind are more than ?4 bytes.
+RUN = f"""SELECT before, last, count(*), group_concat(crc), group_concat(length(CAST(body AS BLOB)), 'sx'),
+        CAST(group_concat(CASE m.id WHEN before + 1 THEN '[' || body WHEN last THEN body || ']' ELSE body END) AS BLOB)
+    FROM (SELECT before, min(before + ?3, (SELECT max(id) FROM messages)) AS last
+        FROM (SELECT max(id, ?2) AS before FROM cursors WHERE destination = ?1 AND mirror = -id)
+        WHERE ?3 * (SELECT length(body) FROM messages WHERE id = before + 1) <= ?4)
+    CROSS JOIN messages m ON m.id > before AND m.id <= last
+    WHERE NOT EXISTS (SELECT 1 FROM exceptions WHERE destination = ?1 AND id > before AND id <= last)
+    AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE {_IS_DUE.format("?1", "?5", "?6")})"""
 NEWEST = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
     AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id)
     ORDER BY m.id DESC LIMIT 1"""

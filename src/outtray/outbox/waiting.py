@@ -37,15 +37,15 @@ def due(
     passed_over: Iterable[int],
 ) -> Batch | None:
     """Return the next batch, None if nothing is due; see `Outbox.pending`."""
-    after_id = max(cursor(connection, destination).id, after_id)
     now = time.time()
+    run = _run(connection, destination, after_id, max_count, max_bytes, now)
+    if run is not None:
+        return Batch.of_run(destination, *run, header)
+    after_id = max(cursor(connection, destination).id, after_id)
     rows = connection.execute(sql.DUE_EXCEPTIONS, (destination, now, now + LONGEST_WAIT))
     messages = _within(rows, max_count, max_bytes, frozenset(passed_over))
     if messages:
         return Batch(destination, messages, header, in_order=False, marked=True)
-    run = _run(connection, destination, after_id, max_count, max_bytes)
-    if run is not None:
-        return Batch.of_run(destination, *run, header)
     messages = _within(_log(connection, destination, after_id, max_count), max_count, max_bytes, frozenset())
     if not messages:
         return None
@@ -72,7 +72,7 @@ def require_sound_marks(connection: sqlite3.Connection) -> None:
 
 
 def _run(
-    connection: sqlite3.Connection, destination: str, after_id: int, max_count: int, max_bytes: int
+    connection: sqlite3.Connection, destination: str, after_id: int, max_count: int, max_bytes: int, now: float
 ) -> tuple[range, bytes, Struct] | None:
     """Return the next ids, their messages as a JSON array, and where in it each is: *max_count*, or all that are left.
 
@@ -82,15 +82,16 @@ def _run(
     usual = connection.getlimit(SQLITE_LIMIT_LENGTH)
     connection.setlimit(SQLITE_LIMIT_LENGTH, min(max_bytes + 2, usual))  # a bracket, and a byte that SQLite keeps
     try:
-        row = connection.execute(sql.RUN, (destination, after_id, max_count, max_bytes)).fetchone()
+        parameters = (destination, after_id, max_count, max_bytes, now, now + LONGEST_WAIT)
+        row = connection.execute(sql.RUN, parameters).fetchone()
     except DataError:  # too many bytes
         return None
     finally:
         connection.setlimit(SQLITE_LIMIT_LENGTH, usual)
-    last_id, count, crcs, lengths, array = row
-    if not count or count != last_id - after_id or array is None:
+    before_id, last_id, count, crcs, lengths, array = row
+    if not count or count != last_id - before_id or array is None:
         return None
-    ids, places = range(after_id + 1, last_id + 1), Struct(f"x{lengths}sx")
+    ids, places = range(before_id + 1, last_id + 1), Struct(f"x{lengths}sx")
     bodies = places.unpack(array) if places.size == len(array) else ()
     is_sound = len(bodies) == count and ",".join(map(str, checksums(ids, bodies))) == crcs
     return (ids, array, places) if is_sound else None
