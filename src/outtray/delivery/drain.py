@@ -60,8 +60,8 @@ class Drain:
     *delivered*, *dead* count messages, *reached_id* is how far in the log they go; *stopped_by* is the error that
     ended the run, if one did; *waits_until* is the moment of the stored wait.
     *go_on* is called before each request and about five times a second while an answer is awaited; where it
-    returns False no request begins, and *may_go_on* says so. Once *is_leaving* says True an answer that still comes is
-    not written down. Raises SettingsError if url, destination or key are missing or wrong, and OutboxError.
+    returns False no request begins, and *may_go_on* says so. Once *is_leaving* says True an answer that still comes is not written
+    down. Raises SettingsError if url, destination or key are missing or wrong, and OutboxError.
     """
 
     def __init__(

@@ -126,13 +126,13 @@ class _Run:
                 wait = self._steps(drain)
             self._delivered += drain.delivered
             self._dead += drain.dead
+            if wait is None:
+                return self._report("limit" if self._is_limit_reached() else "drained")
             if self._is_settled():
                 break
             agreed = consent.decide(self._settings, afresh=True)
             if agreed.state != consent.GRANTED:
                 return self._report("denied", f"consent is {agreed.state} ({agreed.reason})")
-            if wait is None:
-                return self._report("limit" if self._is_limit_reached() else "drained")
             if not self._lock.beat():
                 return None
             if wait == 0.0:
