@@ -212,6 +212,25 @@ def test_messages_that_are_read_as_one_are_what_each_of_them_is(outbox: Outbox) 
         assert not batch.unfit
 
 
+def test_a_message_that_is_tried_again_goes_before_those_that_could_be_read_as_one(outbox: Outbox) -> None:
+    fill(outbox, 3)
+    batch = take(outbox)
+    assert outbox.settle(batch, [Mark(batch.messages[1], "dead", status=400, reason="400 no")], status=200, seconds=0.1)
+    assert upkeep.retry(outbox, "zenml") == 1
+    fill(outbox, 5)
+    assert list(take(outbox).ids) == [2]
+    assert outbox.settle(take(outbox), status=200, seconds=0.1)
+    assert list(take(outbox).ids) == [4, 5, 6, 7, 8]
+
+
+def test_a_damaged_cursor_passes_no_message_over_although_those_behind_it_are_sound(outbox: Outbox) -> None:
+    fill(outbox, 10)
+    with outbox.writing() as transaction:
+        transaction.execute("UPDATE cursors SET id = 4")
+    with pytest.raises(OutboxDamaged, match="the cursor says 4"):
+        take(outbox)
+
+
 @pytest.mark.parametrize("id", [1, 3, 5])
 @pytest.mark.parametrize(
     ("change", "is_damage"),

@@ -60,7 +60,7 @@ class Drain:
     *delivered*, *dead* count messages, *reached_id* is how far in the log they go; *stopped_by* is the error that
     ended the run, if one did; *waits_until* is the moment of the stored wait.
     *go_on* is called before each request and about five times a second while an answer is awaited; where it
-    returns False no request begins, and *may_go_on* says so. Once *is_leaving* says True an answer that still comes is not written
+    returns False no request begins. Once *is_leaving* says True an answer that still comes is not written
     down. Raises SettingsError if url, destination or key are missing or wrong, and OutboxError.
     """
 
@@ -110,7 +110,6 @@ class Drain:
         self.reached_id = 0
         self.stopped_by: Postponed | Held | None = None
         self.waits_until: float | None = None
-        self.may_go_on = True
 
     def close(self) -> None:
         """End what the run began."""
@@ -135,8 +134,7 @@ class Drain:
             if self._last_refused is not None and not self._last_refused.is_of(batch):
                 self._forget_suspects()  # some may have been removed; those that are left are tried again
                 return 0.0
-            self.may_go_on = self._go_on()
-            if not self.may_go_on:
+            if not self._go_on():
                 return 0.0
             refusal = self._attempt(batch)
             if refusal is not None and probe is not None:

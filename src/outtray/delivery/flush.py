@@ -150,10 +150,10 @@ class _Run:
         """Step until there is a wait or nothing left; 0 if what was to be delivered is, or the run may not go on."""
         until_id = float("inf") if self._until_id is None else self._until_id
         wait = drain.step()
-        while wait == 0.0 and drain.may_go_on:
+        while wait == 0.0:
             if self._progress is not None:
                 self._progress(self._delivered + drain.delivered + self._dead + drain.dead)
-            if drain.reached_id >= until_id and self._is_settled():
+            if (drain.reached_id >= until_id and self._is_settled()) or not self._may_go_on():
                 return 0.0
             wait = drain.step()
         return wait

@@ -178,7 +178,7 @@ class Flusher:
             newest_id = self._outbox.header().last_id
             wait: float | None = 0.0
             with closing(drain):
-                while wait == 0.0 and drain.may_go_on:
+                while wait == 0.0 and go_on():
                     wait = drain.step()
                     if drain.reached_id >= newest_id:
                         wait = None

@@ -134,27 +134,27 @@ COUNT_IN_LEDGER = """INSERT INTO ledger (reason, count) VALUES (?, ?)
     ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count"""
 
 _MESSAGE = "m.id, m.crc, ifnull(CAST(m.body AS BLOB), x'')"
-_IS_DUE = """e.state IN ('retry', 'deferred') AND e.destination = {}
-        AND (e.next_attempt_at <= {} OR e.next_attempt_at > {})"""
+_DUE_MARK = """e.destination = ?1 AND e.state IN ('retry', 'deferred')
+    AND (e.next_attempt_at <= ?2 OR e.next_attempt_at > ?3)"""
 DUE_EXCEPTIONS = f"""SELECT {_MESSAGE}, ifnull(CAST(e.attempts AS INTEGER), 0)
-    FROM exceptions e CROSS JOIN messages m ON m.id = e.id
-    WHERE {_IS_DUE.format("?1", "?2", "?3")} ORDER BY e.id"""
+    FROM exceptions e CROSS JOIN messages m ON m.id = e.id WHERE {_DUE_MARK} ORDER BY e.id"""
 # The next ?3 of the log; those that have a mark without their body. It ends however the pages of a damaged file lie.
 LOG = """SELECT m.id, m.crc, CASE WHEN e.id IS NULL THEN ifnull(CAST(m.body AS BLOB), x'') END, 0
     FROM messages m LEFT JOIN exceptions e ON e.destination = ?1 AND e.id = m.id
     WHERE m.id > ?2 ORDER BY m.id LIMIT ?3"""
-# The ?3 ids behind ?2 and the cursor, or all that are left, two at least, as one row, so that other threads run while
-# SQLite reads: the ids around them, how many there are, the checksum and the length of each, and all as a JSON array.
-# Nothing if something else is due first (?5, ?6: as in DUE_EXCEPTIONS), the cursor is missing or damaged, one
-# of them has a mark, or the first is so long that ?3 of its kind are more than ?4 bytes.
-RUN = f"""SELECT before, last, count(*), group_concat(crc), group_concat(length(CAST(body AS BLOB)), 'sx'),
-        CAST(group_concat(CASE m.id WHEN before + 1 THEN '[' || body WHEN last THEN body || ']' ELSE body END) AS BLOB)
-    FROM (SELECT before, min(before + ?3, (SELECT max(id) FROM messages)) AS last
-        FROM (SELECT max(id, ?2) AS before FROM cursors WHERE destination = ?1 AND mirror = -id)
-        WHERE ?3 * (SELECT length(body) FROM messages WHERE id = before + 1) <= ?4)
-    CROSS JOIN messages m ON m.id > before AND m.id <= last
-    WHERE NOT EXISTS (SELECT 1 FROM exceptions WHERE destination = ?1 AND id > before AND id <= last)
-    AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE {_IS_DUE.format("?1", "?5", "?6")})"""
+# The ?5 messages behind the cursor or behind ?4, whichever is further, or all that are left, two at least, as one row,
+# so that other threads run while SQLite reads: the id before them, the last one, how many there are, the checksum and
+# the length of each, and all as a JSON array. Nothing if the cursor is missing or damaged, the first is so long that ?5
+# of its kind are more than ?6 bytes, one has a mark, or a mark is due: asked last, as it reads all of the destination.
+RUN = f"""SELECT before_id, last_id, count(*), group_concat(m.crc), group_concat(length(CAST(m.body AS BLOB)), 'sx'),
+        CAST(group_concat(CASE m.id WHEN before_id + 1 THEN '[' || m.body WHEN last_id THEN m.body || ']'
+            ELSE m.body END) AS BLOB)
+    FROM (SELECT before_id, min(before_id + ?5, (SELECT max(id) FROM messages)) AS last_id
+        FROM (SELECT max(id, ?4) AS before_id FROM cursors WHERE destination = ?1 AND mirror = -id))
+    CROSS JOIN messages m ON m.id > before_id AND m.id <= last_id
+    WHERE CASE WHEN ?5 * (SELECT length(body) FROM messages WHERE id = before_id + 1) > ?6 THEN 0
+        WHEN EXISTS (SELECT 1 FROM exceptions WHERE destination = ?1 AND id > before_id AND id <= last_id) THEN 0
+        ELSE NOT EXISTS (SELECT 1 FROM exceptions e WHERE {_DUE_MARK}) END"""
 NEWEST = f"""SELECT {_MESSAGE}, 0 FROM messages m WHERE m.id > ?2
     AND NOT EXISTS (SELECT 1 FROM exceptions e WHERE e.destination = ?1 AND e.id = m.id)
     ORDER BY m.id DESC LIMIT 1"""

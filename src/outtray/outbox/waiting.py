@@ -38,12 +38,14 @@ def due(
 ) -> Batch | None:
     """Return the next batch, None if nothing is due; see `Outbox.pending`."""
     now = time.time()
-    run = _run(connection, destination, after_id, max_count, max_bytes, now)
+    when = (destination, now, now + LONGEST_WAIT)
+    # One statement where nothing is out of the ordinary, so where no exception is due either: before a second one the
+    # thread that makes a request takes the interpreter's lock, and reading ahead begins when that has nearly ended.
+    run = _run(connection, when, after_id, max_count, max_bytes)
     if run is not None:
         return Batch.of_run(destination, *run, header)
     after_id = max(cursor(connection, destination).id, after_id)
-    rows = connection.execute(sql.DUE_EXCEPTIONS, (destination, now, now + LONGEST_WAIT))
-    messages = _within(rows, max_count, max_bytes, frozenset(passed_over))
+    messages = _within(connection.execute(sql.DUE_EXCEPTIONS, when), max_count, max_bytes, frozenset(passed_over))
     if messages:
         return Batch(destination, messages, header, in_order=False, marked=True)
     messages = _within(_log(connection, destination, after_id, max_count), max_count, max_bytes, frozenset())
@@ -72,18 +74,20 @@ def require_sound_marks(connection: sqlite3.Connection) -> None:
 
 
 def _run(
-    connection: sqlite3.Connection, destination: str, after_id: int, max_count: int, max_bytes: int, now: float
+    connection: sqlite3.Connection, when: tuple[str, float, float], after_id: int, max_count: int, max_bytes: int
 ) -> tuple[range, bytes, Struct] | None:
-    """Return the next ids, their messages as a JSON array, and where in it each is: *max_count*, or all that are left.
+    """Return the ids behind the cursor and *after_id*, their messages as a JSON array, and where in it each is.
 
-    None if there is more to say of any of them: an id is missing or has a mark, a message is not as it was stored or
-    not to be sent, or they are more than *max_bytes*.
+    They are *max_count*, or all that are left. None if there is more to say of any of them (an id is missing or has a
+    mark, a message is not as it was stored or not to be sent), if they are one or none, or more than *max_bytes*, if
+    the cursor is missing or damaged, or if an exception is due; *when* is what `DUE_EXCEPTIONS` asks for.
     """
+    if max_count < 2:
+        return None
     usual = connection.getlimit(SQLITE_LIMIT_LENGTH)
     connection.setlimit(SQLITE_LIMIT_LENGTH, min(max_bytes + 2, usual))  # a bracket, and a byte that SQLite keeps
     try:
-        parameters = (destination, after_id, max_count, max_bytes, now, now + LONGEST_WAIT)
-        row = connection.execute(sql.RUN, parameters).fetchone()
+        row = connection.execute(sql.RUN, (*when, after_id, max_count, max_bytes)).fetchone()
     except DataError:  # too many bytes
         return None
     finally:
