@@ -334,6 +334,23 @@ def test_a_batch_on_its_way_is_not_settled_and_the_command_says_that_it_may_arri
     assert texts(folder, "secret") == set()
 
 
+def test_a_flush_that_found_a_dead_letter_says_so_although_consent_ended_with_it(
+    server: FakeServer, environment: dict[str, str], capsys: Capture
+) -> None:
+    tray = outtray.Tray(app="a", url=server.url, flush="manual", max_batch_count=1)
+    assert tray.track("bad one")
+    assert tray.track("good")
+    tray.close()
+    server.set_mode("refuse_marked", marker="bad one", delay=1)
+    command = [sys.executable, "-m", "outtray", "flush", "--json"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as flushing:
+        assert wait_until(lambda: len(server.requests) == 2)
+        asked(capsys, "consent", "local")
+        report = json.loads(flushing.communicate(timeout=60)[0])[0]
+    assert (report["outcome"], report["delivered"], report["dead"], report["pending"]) == ("denied", 1, 1, 0)
+    assert report["exit"] == flushing.returncode == 1
+
+
 def test_a_batch_that_was_read_before_is_not_sent_after_a_withdrawal(server: FakeServer, capsys: Capture) -> None:
     tray = outtray.Tray(app="a", url=server.url, flush="manual")
     assert tray.track("e")

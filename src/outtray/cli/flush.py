@@ -104,9 +104,7 @@ class _Result:
         outcome = self.report.outcome
         if outcome in ("held", "not configured", "failed"):
             return NOT_CONFIGURED
-        if outcome == "denied":
-            return KEPT if self.pending else DONE
-        if outcome not in ("drained", "busy"):
+        if outcome not in ("drained", "busy", "denied") or (outcome == "denied" and self.pending):
             return KEPT
         return FINDINGS if self.report.dead else DONE
 
