@@ -170,7 +170,22 @@ def table_of_cursors(path: Path) -> None:
     overwrite(path, (root - 1) * PAGE, b"\xee" * PAGE)
 
 
-KEEPS_MESSAGES = (header_page, cursor, schema, table_of_cursors)
+def root_of_gaps(path: Path) -> None:
+    root_page(path, "gaps", "deliveries")
+
+
+def root_of_cursors(path: Path) -> None:
+    root_page(path, "cursors", "exceptions")
+
+
+def root_page(path: Path, table: str, other: str) -> None:
+    with edited(path) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (other,)).fetchone()
+        connection.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = ?", (root, table))
+
+
+KEEPS_MESSAGES = (header_page, cursor, schema, root_of_gaps, root_of_cursors, table_of_cursors)
 TAKES_ALL = (with_text, with_other_sqlite_file, with_directory, emptied, deleted)
 
 

@@ -61,8 +61,8 @@ SETUP = (
     """CREATE TABLE gaps (
         first_id INTEGER PRIMARY KEY,   -- ids of no message, given or passed over, but for those purged or pruned
         last_id INTEGER NOT NULL)""",
-    "CREATE INDEX exceptions_by_state ON exceptions (state, destination, id)",
     "CREATE TABLE ledger (reason TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX exceptions_by_state ON exceptions (state, destination, id)",
     """CREATE VIEW message_states AS
         SELECT m.id,
             CASE WHEN json_valid(m.body) THEN json_extract(m.body, '$.message_id') END AS message_id,
@@ -81,7 +81,8 @@ SETUP = (
 # Opening
 
 USE_JSON = "SELECT json_valid('{}'), json_extract('{}', '$.event')"
-USE_WAL = "PRAGMA journal_mode = WAL"
+# Some builds of SQLite make files that shrink by themselves, in which tables begin elsewhere: see `SCHEMA`.
+NEW_FILE = "PRAGMA auto_vacuum = NONE; PRAGMA journal_mode = WAL"
 JOURNAL_MODE = "PRAGMA journal_mode"
 # Builds of SQLite differ in secure_delete. It is on from the first row: with it off, pruning leaves copies of the rows
 # that it moves in pages that a later purge does not know of.
@@ -105,11 +106,13 @@ MARKS_BY_TABLE = """SELECT count(*), sum(id), sum(length(state)), sum(length(des
 MARKS_BY_INDEX = """SELECT count(*), sum(id), sum(length(state)), sum(length(destination))
     FROM exceptions INDEXED BY exceptions_by_state WHERE state >= ''"""
 MORE_MARKS_THAN = "SELECT count(*) > ?1 FROM (SELECT 1 FROM exceptions LIMIT ?1 + 1)"
-# The text of the schema, in which a flipped bit may rename a column or change what the view says of a message.
+# The text of the schema, in which a flipped bit may rename a column or change what the view says of a message, and the
+# pages at which tables and index begin, as another's would be read and written. `VACUUM` has them where `SETUP` put
+# them: the tables first, then the index. Where a migration puts its own depends on what the file holds: not for here.
 _OURS = ("cursors", "deliveries", "exceptions", "exceptions_by_state", "gaps", "ledger", "message_states", "messages")
-SCHEMA = f"""SELECT group_concat(sql, char(10)) FROM (SELECT sql FROM sqlite_master
+SCHEMA = f"""SELECT group_concat(sql || ' ' || rootpage, char(10)) FROM (SELECT sql, rootpage FROM sqlite_master
     WHERE name IN {(*_OURS, "meta")} ORDER BY name)"""
-SCHEMA_CRC = 0x737BAC4B
+SCHEMA_CRC = 0x323BCDF4
 """crc32 of what `SCHEMA` gives of a file that `SETUP` has made."""
 
 WRITE_NOTHING = "DELETE FROM meta WHERE key = ''"  # BEGIN IMMEDIATE is content to read where nothing can be written
