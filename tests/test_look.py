@@ -287,7 +287,7 @@ import os, sqlite3
 from outtray.outbox import sql
 connection = sqlite3.connect({path!r}, isolation_level=None)
 if {after!r} != "nothing":
-    connection.executescript(sql.NEW_FILE)
+    connection.execute(sql.USE_WAL)
 if {after!r} == "the tables":
     connection.execute(sql.BEGIN)
     for statement in sql.SETUP:

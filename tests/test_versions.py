@@ -246,6 +246,22 @@ def test_the_checksum_of_the_schema_is_that_of_what_is_made() -> None:
     assert schema.count("CREATE ") == count, "each table, index and view is in it"
 
 
+@pytest.mark.parametrize("auto_vacuum", ["NONE", "FULL", "INCREMENTAL"])
+def test_the_checksum_of_the_schema_holds_however_sqlite_vacuums(auto_vacuum: str, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "outbox.db", isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA auto_vacuum = {auto_vacuum}")  # some builds have it on
+        connection.execute(sql.USE_WAL)
+        for statement in sql.SETUP:
+            connection.execute(statement)
+        for id in range(1, 1_000):
+            connection.execute(sql.APPEND, (id, 0.0, 0, "x" * 500))
+        connection.execute("DELETE FROM messages WHERE id < 900")
+        for _ in range(2):
+            (schema,) = connection.execute(sql.SCHEMA).fetchone()
+            assert zlib.crc32(schema.encode()) == sql.SCHEMA_CRC
+            connection.execute(sql.VACUUM)
+
+
 def test_a_file_without_the_mark_of_an_outbox_is_damage_and_its_messages_are_saved(
     directory: Path, server: FakeServer
 ) -> None:

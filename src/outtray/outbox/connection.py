@@ -196,7 +196,6 @@ def _require_json(connection: Connection) -> None:
 
 def _empty() -> Connection:
     connection = _connect(":memory:")
-    connection.executescript(sql.NEW_FILE)
     for statement in sql.SETUP:
         connection.execute(statement)
     return connection
@@ -280,7 +279,7 @@ def _require_format(connection: sqlite3.Connection, path: str) -> int:
 
 def _create(connection: sqlite3.Connection, path: str) -> None:
     # In one step of Python: it is still writing while its row is fetched, and a signal handler may fork in between.
-    connection.executescript(sql.NEW_FILE)
+    connection.executescript(sql.USE_WAL)
     (mode,) = connection.execute(sql.JOURNAL_MODE).fetchone()
     if mode != "wal":
         raise OutboxUnusable(

@@ -81,8 +81,7 @@ SETUP = (
 # Opening
 
 USE_JSON = "SELECT json_valid('{}'), json_extract('{}', '$.event')"
-# Some builds of SQLite make files that shrink by themselves, in which tables begin elsewhere: see `SCHEMA`.
-NEW_FILE = "PRAGMA auto_vacuum = NONE; PRAGMA journal_mode = WAL"
+USE_WAL = "PRAGMA journal_mode = WAL"
 JOURNAL_MODE = "PRAGMA journal_mode"
 # Builds of SQLite differ in secure_delete. It is on from the first row: with it off, pruning leaves copies of the rows
 # that it moves in pages that a later purge does not know of.
@@ -107,12 +106,14 @@ MARKS_BY_INDEX = """SELECT count(*), sum(id), sum(length(state)), sum(length(des
     FROM exceptions INDEXED BY exceptions_by_state WHERE state >= ''"""
 MORE_MARKS_THAN = "SELECT count(*) > ?1 FROM (SELECT 1 FROM exceptions LIMIT ?1 + 1)"
 # The text of the schema, in which a flipped bit may rename a column or change what the view says of a message, and the
-# pages at which tables and index begin, as another's would be read and written. `VACUUM` has them where `SETUP` put
-# them: the tables first, then the index. Where a migration puts its own depends on what the file holds: not for here.
+# pages at which tables and index begin, as another's would be read and written. They are counted from the first, which
+# lies further back where SQLite was built with auto_vacuum on. `VACUUM` has them where `SETUP` put them: the tables
+# first, then the index. Where a migration puts its own depends on what the file holds: not for here.
 _OURS = ("cursors", "deliveries", "exceptions", "exceptions_by_state", "gaps", "ledger", "message_states", "messages")
-SCHEMA = f"""SELECT group_concat(sql || ' ' || rootpage, char(10)) FROM (SELECT sql, rootpage FROM sqlite_master
-    WHERE name IN {(*_OURS, "meta")} ORDER BY name)"""
-SCHEMA_CRC = 0x323BCDF4
+SCHEMA = f"""SELECT group_concat(sql || ' ' || CASE rootpage WHEN 0 THEN 'no page' ELSE rootpage - first END, char(10))
+    FROM (SELECT sql, rootpage, (SELECT rootpage FROM sqlite_master WHERE name = 'meta') AS first
+        FROM sqlite_master WHERE name IN {(*_OURS, "meta")} ORDER BY name)"""
+SCHEMA_CRC = 0x9CF006B9
 """crc32 of what `SCHEMA` gives of a file that `SETUP` has made."""
 
 WRITE_NOTHING = "DELETE FROM meta WHERE key = ''"  # BEGIN IMMEDIATE is content to read where nothing can be written
